@@ -1,0 +1,199 @@
+//! The extension block: typed values behind the payload (docs/gttr.md, "Extension values").
+//!
+//! A value is a little-endian u16 tag, a u16 length and that many bytes. Readers skip tags they do not know, so a
+//! new value needs no new version; a tag's meaning and type never change once released.
+
+/// One line per value: its tag, the type it is encoded as, what it says.
+macro_rules! extension_values {
+    ($($(#[doc = $doc:literal])+ $name:ident = $tag:literal: $kind:tt,)+) => {
+        /// One extension value.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Ext<'a> {
+            $($(#[doc = $doc])+ $name(extension_values!(@type $kind 'a)),)+
+            /// A tag this version does not know, or a known one of another length.
+            Unknown(u16, &'a [u8]),
+        }
+
+        impl<'a> Ext<'a> {
+            fn from_wire(tag: u16, value: &'a [u8]) -> Self {
+                match tag {
+                    $($tag => match extension_values!(@read $kind value) {
+                        Some(read) => Self::$name(read),
+                        None => Self::Unknown(tag, value),
+                    },)+
+                    _ => Self::Unknown(tag, value),
+                }
+            }
+
+            /// The tag on the wire.
+            pub const fn tag(&self) -> u16 {
+                match self {
+                    $(Self::$name(_) => $tag,)+
+                    Self::Unknown(tag, _) => *tag,
+                }
+            }
+        }
+
+        impl ExtWriter<'_> {
+            /// Appends a value; one that does not fit is left out, and the block stays well-formed.
+            #[inline]
+            pub fn put(&mut self, value: Ext<'_>) {
+                match value {
+                    $(Ext::$name(v) => extension_values!(@write $kind self, $tag, v),)+
+                    Ext::Unknown(tag, v) => self.put_bytes(tag, v),
+                }
+            }
+        }
+    };
+    (@type u8 $l:lifetime) => { u8 };
+    (@type u32 $l:lifetime) => { u32 };
+    (@type u64 $l:lifetime) => { u64 };
+    (@type text $l:lifetime) => { &$l [u8] };
+    (@read text $v:ident) => { Some($v) };
+    (@read $int:ident $v:ident) => { <[u8; size_of::<$int>()]>::try_from($v).ok().map($int::from_le_bytes) };
+    (@write text $w:ident, $tag:literal, $v:ident) => { $w.put_bytes($tag, $v) };
+    (@write $int:ident $w:ident, $tag:literal, $v:ident) => { $w.put_bytes($tag, &$v.to_le_bytes()) };
+}
+
+extension_values! {
+    /// Number of the event within its process, from 1 without gaps; a gap is a loss.
+    Seq = 1: u64,
+    /// Process id, as the traced process sees it.
+    Pid = 2: u32,
+    /// Thread id, as the traced process sees it.
+    Tid = 3: u32,
+    /// Nanoseconds since the Unix epoch.
+    TsNs = 4: u64,
+    /// The libc function that was called, `recvmsg` say.
+    Call = 5: text,
+    /// Bytes that the call moved, also when fewer were captured.
+    Total = 6: u64,
+    /// Bytes that the process moved on this connection in this direction before this call, captured or not.
+    Offset = 7: u64,
+    /// Which frame of its call this is, from 0, where a capture was split into several.
+    Part = 8: u32,
+    /// Into how many frames the call's capture was split.
+    Parts = 9: u32,
+    /// Process id of the parent.
+    Ppid = 10: u32,
+    /// Path of the process's executable.
+    Exe = 11: text,
+    /// Events that were not recorded.
+    LostEvents = 12: u64,
+    /// Payload bytes that were not recorded.
+    LostBytes = 13: u64,
+    /// When the first of the lost events happened, nanoseconds since the Unix epoch.
+    LostSince = 14: u64,
+    /// When the last of the lost events happened, nanoseconds since the Unix epoch.
+    LostUntil = 15: u64,
+    /// Inode number of the socket, which names it in /proc/net/unix and in sock_diag(7).
+    Inode = 16: u64,
+    /// Socket type as in socket(2): 1 stream, 2 datagram, 5 seqpacket.
+    SocketType = 17: u8,
+    /// Process id of the other end, as SO_PEERCRED gives it (unix(7)).
+    PeerPid = 18: u32,
+    /// User id of the other end.
+    PeerUid = 19: u32,
+    /// Group id of the other end.
+    PeerGid = 20: u32,
+    /// The frame's conn_id belongs to a socket that the process has inherited; its value is the process id it comes from.
+    InheritedFrom = 21: u32,
+    /// Inode number of the socket at the other end, as sock_diag(7) gives it.
+    PeerInode = 22: u64,
+    /// Path of the peer process's executable.
+    PeerExe = 23: text,
+}
+
+/// Bytes of a value's tag and length.
+const VALUE_HEADER_LEN: usize = 4;
+
+/// A well-formed extension block.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extensions<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Extensions<'a> {
+    /// No values.
+    pub const EMPTY: Self = Self { bytes: b"" };
+
+    /// Checks that values fill the block exactly.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let mut values = Values { rest: bytes };
+        while values.next().is_some() {}
+        values.rest.is_empty().then_some(Self { bytes })
+    }
+
+    /// The block as on the wire.
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The values, in the order they were written.
+    pub fn iter(&self) -> impl Iterator<Item = Ext<'a>> + use<'a> {
+        Values { rest: self.bytes }
+    }
+}
+
+impl core::fmt::Debug for Extensions<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+struct Values<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Values<'a> {
+    type Item = Ext<'a>;
+
+    fn next(&mut self) -> Option<Ext<'a>> {
+        let (head, rest) = self.rest.split_first_chunk::<VALUE_HEADER_LEN>()?;
+        let len = usize::from(u16::from_le_bytes([head[2], head[3]]));
+        let (value, rest) = rest.split_at_checked(len)?;
+        self.rest = rest;
+        Some(Ext::from_wire(u16::from_le_bytes([head[0], head[1]]), value))
+    }
+}
+
+/// Builds an extension block in a buffer of the caller's.
+#[derive(Debug)]
+pub struct ExtWriter<'a> {
+    buffer: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> ExtWriter<'a> {
+    /// An empty block at the front of `buffer`.
+    pub const fn new(buffer: &'a mut [u8]) -> Self {
+        Self { buffer, len: 0 }
+    }
+
+    #[inline]
+    fn put_bytes(&mut self, tag: u16, value: &[u8]) {
+        let end = self.len + VALUE_HEADER_LEN + value.len();
+        let (Ok(value_len), true) = (u16::try_from(value.len()), end <= usize::from(u16::MAX)) else {
+            return;
+        };
+        let Some(out) = self.buffer.get_mut(self.len..end) else {
+            return;
+        };
+        out[0..2].copy_from_slice(&tag.to_le_bytes());
+        out[2..4].copy_from_slice(&value_len.to_le_bytes());
+        out[4..].copy_from_slice(value);
+        self.len = end;
+    }
+
+    /// The block as on the wire.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    /// The block, ready to go into a [`Frame`](crate::Frame).
+    pub fn finish(&self) -> Extensions<'_> {
+        Extensions { bytes: self.bytes() }
+    }
+}
