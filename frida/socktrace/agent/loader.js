@@ -1,0 +1,326 @@
+'use strict';
+/*
+ * socktrace's agent for Frida: puts the probe into the process and in the place of libc's socket calls.
+ *
+ * No JavaScript runs on a traced call; what does is the probe, a native library that this file carries. Works with
+ * Frida Gadget (script and script-directory mode) and with `frida -l agent.js -P '{…}'`; the README has the parameters.
+ */
+
+/* The probe's shared object, in base64, by Process.arch. */
+const PROBES = /*@PROBES@*/ {};
+
+const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram' };
+const MAX_MAX_FDS = 1048576;
+const MAX_PATH_BYTES = 107; /* sun_path less its NUL, unix(7) */
+const POINTER = Process.pointerSize;
+
+let loaded = null;
+
+rpc.exports = {
+  init(stage, parameters) {
+    if (loaded !== null) {
+      return;
+    }
+    try {
+      loaded = load(parameters);
+    } catch (error) {
+      /* The frida command discards what init throws. */
+      console.error(error.message);
+      throw error;
+    }
+  },
+};
+
+function load(given) {
+  const text = encode(check(given));
+  const probe = loadProbe();
+  const complaint = probe.init(text.bytes, text.length);
+  if (!complaint.isNull()) {
+    const message = complaint.readUtf8String();
+    /* A script that was loaded before, or another copy of this one. */
+    if (message === 'already') {
+      return probe;
+    }
+    throw new Error('socktrace: ' + message);
+  }
+  probe.islands = replaceCalls(probe);
+  probe.ready();
+  return probe;
+}
+
+/* Parameters */
+
+function complain(name, takes) {
+  throw new Error(`socktrace: parameter ${name}: takes ${takes}`);
+}
+
+function check(given) {
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) {
+    throw new Error('socktrace: parameters: takes an object, such as {"out_socket_path":"/tmp/socktrace.sock"}');
+  }
+  const known = ['out_socket_path', ...Object.keys(DEFAULTS)];
+  for (const name of Object.keys(given)) {
+    if (!known.includes(name)) {
+      throw new Error(`socktrace: unknown parameter ${name}: known are ${known.join(', ')}`);
+    }
+  }
+  const p = Object.assign({}, DEFAULTS, given);
+  if (p.out_socket_path === undefined) {
+    throw new Error('socktrace: parameter out_socket_path is required: the path of the socket that socktrace-server was given');
+  }
+  if (!isPath(p.out_socket_path) || utf8(p.out_socket_path).length > MAX_PATH_BYTES) {
+    complain('out_socket_path', `the path of the server's socket, 1 to ${MAX_PATH_BYTES} bytes`);
+  }
+  if (!isWhole(p.max_fds, 1, MAX_MAX_FDS)) {
+    complain('max_fds', `a whole number from 1 to ${MAX_MAX_FDS}`);
+  }
+  if (!isWhole(p.max_bytes, 0, Number.MAX_SAFE_INTEGER)) {
+    complain('max_bytes', 'a whole number of bytes from 0 up');
+  }
+  if (!Array.isArray(p.socket_paths) || !p.socket_paths.every(isPath)) {
+    complain('socket_paths', 'a list of socket paths, such as ["/run/docker.sock", "@abstract"]');
+  }
+  if (p.out_sock_type !== 'dgram' && p.out_sock_type !== 'stream') {
+    complain('out_sock_type', '"dgram" or "stream", as socktrace-server was started with');
+  }
+  return p;
+}
+
+function isPath(value) {
+  return typeof value === 'string' && value.length > 0 && !value.includes('\0');
+}
+
+function isWhole(value, from, to) {
+  return Number.isInteger(value) && value >= from && value <= to;
+}
+
+function utf8(text) {
+  return Array.from(unescape(encodeURIComponent(text)), (c) => c.charCodeAt(0));
+}
+
+/* As the probe takes them: `key=value` texts, a NUL behind each. */
+function encode(p) {
+  const entries = [
+    ['out_socket_path', p.out_socket_path],
+    ['out_sock_type', p.out_sock_type],
+    ['max_fds', p.max_fds],
+    ['max_bytes', p.max_bytes],
+    ...p.socket_paths.map((path) => ['socket_path', path]),
+    ...ownDescriptors(p.max_fds).map((fd) => ['ignore_fd', fd]),
+  ];
+  const text = utf8(entries.map(([key, value]) => `${key}=${value}\0`).join(''));
+  const bytes = Memory.alloc(text.length);
+  bytes.writeByteArray(text);
+  return { bytes, length: text.length };
+}
+
+/* Descriptors that Frida has opened in this process for itself. */
+function ownDescriptors(maxFds) {
+  const own = [];
+  if (typeof Cloak !== 'undefined') {
+    for (let fd = 0; fd !== maxFds; fd++) {
+      if (Cloak.hasFileDescriptor(fd)) {
+        own.push(fd);
+      }
+    }
+    return own;
+  }
+  /* Frida 16 hides them, but does not tell; its end of each socket has a name of Frida's. */
+  for (let fd = 0; fd !== maxFds; fd++) {
+    const type = Socket.type(fd);
+    if (type !== 'unix:stream') {
+      continue;
+    }
+    const names = [Socket.localAddress(fd), Socket.peerAddress(fd)];
+    if (names.some((name) => name !== null && /frida/.test(name.path || ''))) {
+      own.push(fd);
+    }
+  }
+  return own;
+}
+
+/* The probe */
+
+function loadProbe() {
+  const encoded = PROBES[Process.arch];
+  if (encoded === undefined) {
+    const has = Object.keys(PROBES).join(', ');
+    throw new Error(`socktrace: no probe for ${Process.arch} in this agent.js, it has: ${has}`);
+  }
+  const file = writeProbe(decodeBase64(encoded));
+  let module;
+  try {
+    module = Module.load(file.path);
+  } finally {
+    file.close();
+  }
+  const fn = (name, result, args) => new NativeFunction(module.getExportByName(name), result, args);
+  return {
+    module,
+    init: fn('socktrace_init', 'pointer', ['pointer', 'size_t']),
+    ready: fn('socktrace_ready', 'void', []),
+    hooks: fn('socktrace_hooks', 'pointer', ['pointer']),
+  };
+}
+
+function decodeBase64(text) {
+  const digits = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/';
+  const value = new Uint8Array(128);
+  for (let i = 0; i !== digits.length; i++) {
+    value[digits.charCodeAt(i)] = i;
+  }
+  const length = (text.length / 4) * 3 - (text.endsWith('==') ? 2 : text.endsWith('=') ? 1 : 0);
+  const bytes = new Uint8Array(length);
+  let at = 0;
+  for (let i = 0; i !== text.length; i += 4) {
+    const group =
+      (value[text.charCodeAt(i)] << 18) |
+      (value[text.charCodeAt(i + 1)] << 12) |
+      (value[text.charCodeAt(i + 2)] << 6) |
+      value[text.charCodeAt(i + 3)];
+    for (let shift = 16; shift >= 0 && at !== length; shift -= 8) {
+      bytes[at++] = group >> shift;
+    }
+  }
+  return bytes;
+}
+
+function libc() {
+  /* Whichever module the dynamic linker takes `socket` from; the names of glibc's and musl's files differ. */
+  const names = ['libc.so.6', 'libc.so'];
+  const named = names.map((name) => Process.findModuleByName(name)).find((module) => module !== null);
+  const module =
+    named || Process.enumerateModules().find((m) => /^(ld-musl-|libc\.|libc-)/.test(m.name) && m.findExportByName('recvmsg') !== null);
+  if (!module) {
+    throw new Error('socktrace: this program has no libc to hook (statically linked?)');
+  }
+  return module;
+}
+
+/* A file that only this process sees; on a kernel or under a policy without memfd_create(2), one in /tmp. */
+function writeProbe(bytes) {
+  const c = libc();
+  const fn = (name, result, args) => new NativeFunction(c.getExportByName(name), result, args);
+  const close = fn('close', 'int', ['int']);
+  const write = fn('write', 'ssize_t', ['int', 'pointer', 'size_t']);
+  const create = c.findExportByName('memfd_create');
+  const MFD_CLOEXEC = 1;
+  const name = Memory.allocUtf8String('socktrace-probe');
+  let fd = create === null ? -1 : new NativeFunction(create, 'int', ['pointer', 'uint'])(name, MFD_CLOEXEC);
+  let remove = () => {};
+  if (fd === -1) {
+    const path = Memory.allocUtf8String('/tmp/socktrace-probe-XXXXXX');
+    fd = fn('mkstemp', 'int', ['pointer'])(path);
+    if (fd === -1) {
+      throw new Error('socktrace: cannot create a file for the probe, neither by memfd_create nor in /tmp');
+    }
+    remove = () => fn('unlink', 'int', ['pointer'])(path);
+  }
+  const memory = Memory.alloc(bytes.length);
+  memory.writeByteArray(bytes.buffer);
+  for (let done = 0; done !== bytes.length; ) {
+    const n = Number(write(fd, memory.add(done), bytes.length - done));
+    if (n <= 0) {
+      close(fd);
+      remove();
+      throw new Error('socktrace: cannot write the probe: no space left?');
+    }
+    done += n;
+  }
+  return {
+    path: `/proc/self/fd/${fd}`,
+    close() {
+      close(fd);
+      remove();
+    },
+  };
+}
+
+/* Hooks */
+
+/* Puts the probe's functions in place of libc's; returns what must be kept alive for as long as they are. */
+function replaceCalls(probe) {
+  const c = libc();
+  const count = Memory.alloc(POINTER);
+  const table = probe.hooks(count);
+  const islands = new Islands(c);
+  const seen = new Set();
+  const missed = [];
+  for (let i = 0; i !== count.readPointer().toInt32(); i++) {
+    const row = table.add(i * 3 * POINTER);
+    const name = row.readPointer().readUtf8String();
+    const target = c.findExportByName(name);
+    /* One function may go by several names. */
+    if (target === null || seen.has(target.toString())) {
+      continue;
+    }
+    seen.add(target.toString());
+    const replacement = row.add(POINTER).readPointer();
+    const slot = row.add(2 * POINTER).readPointer();
+    try {
+      replace(target, replacement, slot, islands);
+    } catch (error) {
+      missed.push(`${name} (${error.message})`);
+    }
+  }
+  islands.seal();
+  Interceptor.flush();
+  if (missed.length !== 0) {
+    console.warn('socktrace: not hooked, their calls are not recorded: ' + missed.join(', '));
+  }
+  return islands;
+}
+
+function replace(target, replacement, slot, islands) {
+  if (Interceptor.replaceFast !== undefined) {
+    try {
+      slot.writePointer(Interceptor.replaceFast(target, replacement));
+      return;
+    } catch (_) {
+      /* Too short a beginning to move; a jump by way of an island needs five bytes only. */
+    }
+    const stub = islands.jumpTo(replacement);
+    if (stub !== null) {
+      try {
+        const writeRedirect = (details) => details.writer.putJmpAddress(stub);
+        slot.writePointer(Interceptor.replaceFast({ target, writeRedirect }, replacement));
+        return;
+      } catch (_) {
+        /* A Frida that does not know this form. */
+      }
+    }
+  }
+  /* Calls that come before the next line's are none of ours: nothing is patched until Interceptor.flush(). */
+  Interceptor.replace(target, replacement);
+  slot.writePointer(target);
+}
+
+/* Far jumps in a page near libc. */
+class Islands {
+  constructor(c) {
+    this.page = null;
+    this.used = 0;
+    if (Process.arch === 'x64') {
+      this.page = Memory.alloc(Process.pageSize, { near: c.base, maxDistance: 0x70000000 });
+    }
+  }
+
+  jumpTo(address) {
+    const LENGTH = 16;
+    if (this.page === null || this.used + LENGTH > Process.pageSize) {
+      return null;
+    }
+    const at = this.page.add(this.used);
+    this.used += LENGTH;
+    /* jmp qword ptr [rip + 0]; the address */
+    at.writeByteArray([0xff, 0x25, 0, 0, 0, 0]);
+    at.add(6).writePointer(address);
+    return at;
+  }
+
+  seal() {
+    if (this.page !== null) {
+      Memory.protect(this.page, Process.pageSize, 'r-x');
+    }
+  }
+}

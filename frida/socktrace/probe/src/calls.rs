@@ -1,0 +1,372 @@
+//! What the calls do that make, name, duplicate and close sockets.
+//!
+//! Each function here is called after its call with the call's result, but for those named `before_…`.
+
+use core::ffi::c_void;
+
+use gttr::{Ext, FrameType};
+use rustix::fd::BorrowedFd;
+
+use crate::address::{AF_UNIX, Address};
+use crate::connection::{self, Connection, Handle, Kind, New};
+use crate::descriptors::{self, Slot};
+use crate::emit::{Event, emit, now_ns};
+use crate::name::SocketPath;
+use crate::{capture, process, scan, transport};
+
+const SOCK_DGRAM: u32 = 2;
+/// The type's bits in socket(2)'s second argument; the others are flags.
+const SOCK_TYPE_MASK: i32 = 0xf;
+
+fn inode(fd: i32) -> u64 {
+    // SAFETY: a call has just returned this number as an open descriptor.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino)
+}
+
+/// A descriptor has come into being under this number: whatever had it before was closed behind libc's back.
+fn install(fd: i32, slot: Slot) {
+    let before = descriptors::replace(fd, slot);
+    ended(before, fd, "vanished");
+}
+
+/// A descriptor led to `slot` and does no more; the connection's end is reported with its last one.
+pub(crate) fn ended(slot: Slot, fd: i32, how: &str) {
+    let Some(connection) = slot.connection() else { return };
+    if connection.remove_descriptor() && connection.kind() == Kind::Open {
+        report_close(connection, fd, how);
+    }
+}
+
+fn report_close(connection: &Connection, fd: i32, how: &str) {
+    // An end that nobody heard the beginning of says nothing.
+    if connection.is_announced_in(0) {
+        return;
+    }
+    let event = Event {
+        fd,
+        conn: [connection.description().id.as_bytes(), b"|", how.as_bytes()],
+        ..Event::new(FrameType::Close, now_ns())
+    };
+    emit(&event, &[]);
+}
+
+/// Reports that a socket can be reached at its path.
+pub(crate) fn report_listening(connection: &Connection, ts_ns: u64) {
+    let description = connection.description();
+    let event = Event {
+        fd: description.fd,
+        path: description.path.as_bytes(),
+        conn: [description.how.as_bytes(), b"", b""],
+        values: &[Ext::Inode(description.inode), Ext::SocketType(description.socket_type as u8)],
+        ..Event::new(FrameType::Listen, ts_ns)
+    };
+    if emit(&event, &[]) {
+        connection.set_announced_in(transport::session());
+    }
+}
+
+/// Gives a socket a new description: a new record, for every descriptor that leads to the old one.
+pub(crate) fn redescribe(
+    old: Handle,
+    fd: i32,
+    kind: Kind,
+    how: &'static str,
+    wanted: bool,
+    path: &[u8],
+    ts_ns: u64,
+) -> Option<Handle> {
+    let before = old.get()?;
+    let (inode, socket_type) = (before.description().inode, before.description().socket_type);
+    let new = connection::allocate(&New { kind, inode, socket_type, fd, how, wanted, path, ts_ns })?;
+    move_descriptors(old, Slot::Traced(new), fd);
+    // `allocate` counted the descriptor that it was made for; `move_descriptors` counts those that it moves.
+    new.get()?.remove_descriptor();
+    Some(new)
+}
+
+/// Makes every descriptor that leads to `old` lead to `new`.
+fn move_descriptors(old: Handle, new: Slot, fd: i32) {
+    let Some(before) = old.get() else { return };
+    let fds = if before.has_other_descriptors() { 0..descriptors::len() } else { fd..fd + 1 };
+    for fd in fds {
+        // Counted first: the new record must not look free in between.
+        if let Some(connection) = new.connection() {
+            connection.add_descriptor();
+        }
+        let moved = descriptors::replace_if(fd, Slot::Traced(old), new);
+        let left = if moved { Some(before) } else { new.connection() };
+        if let Some(left) = left {
+            left.remove_descriptor();
+        }
+    }
+}
+
+/// socket(2).
+pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
+    if fd < 0 || !process::owns_descriptors() {
+        return;
+    }
+    scan::note_beyond_table(fd);
+    if domain != i32::from(AF_UNIX) {
+        return install(fd, Slot::Other);
+    }
+    let new = New {
+        kind: Kind::Idle,
+        inode: inode(fd),
+        socket_type: (socket_type & SOCK_TYPE_MASK).cast_unsigned(),
+        fd,
+        how: "socket",
+        // Nothing is known against it yet.
+        wanted: true,
+        path: b"",
+        ts_ns: now_ns(),
+    };
+    install(fd, connection::allocate(&new).map_or(Slot::Unknown, Slot::Traced));
+}
+
+/// The socket that a call named, asking the kernel for one that is not known.
+fn known(fd: i32) -> Option<Handle> {
+    match descriptors::get(fd) {
+        Slot::Traced(handle) => Some(handle),
+        Slot::Other => None,
+        Slot::Unknown | Slot::Arrived => match scan::discover(fd, scan::FOUND) {
+            Slot::Traced(handle) => Some(handle),
+            _ => None,
+        },
+    }
+}
+
+/// bind(2).
+pub(crate) fn bind(result: i32, fd: i32, address: *const c_void, len: usize) {
+    // SAFETY: the kernel has just read it for the program at this length.
+    let address = unsafe { Address::read(address, len) };
+    let (0, Some(given), true) = (result, address, process::owns_descriptors()) else { return };
+    let Some(handle) = known(fd) else { return };
+    let Some(connection) = handle.get() else { return };
+    // An autobound socket (unix(7)) gets its name from the kernel.
+    let mut path = match given {
+        Address::Unnamed => scan::own_path(fd),
+        _ => SocketPath::of(&given, c"/proc/self/cwd"),
+    };
+    let is_datagram = connection.description().socket_type == SOCK_DGRAM;
+    let wanted = path.is_wanted();
+    if !wanted && !is_datagram {
+        // What it will accept or connect under this name is not asked for; a client's own name is not what counts.
+        let handle = redescribe(handle, fd, Kind::Idle, "bind", false, path.shown.as_bytes(), now_ns());
+        debug_assert!(handle.is_some());
+        return;
+    }
+    let ts_ns = now_ns();
+    let Some(handle) = redescribe(handle, fd, Kind::Idle, "bind", wanted, path.shown.as_bytes(), ts_ns) else {
+        return;
+    };
+    if let (true, true, Some(connection)) = (is_datagram, wanted, handle.get()) {
+        report_listening(connection, ts_ns);
+        // The frame said that it is bound; that it is open, the first bytes will say.
+        connection.set_announced_in(0);
+    }
+}
+
+/// listen(2), which programs also call again to change the backlog.
+pub(crate) fn listen(result: i32, fd: i32) {
+    if result != 0 || !process::owns_descriptors() {
+        return;
+    }
+    let Some(handle) = known(fd) else { return };
+    let Some(connection) = handle.get() else { return };
+    if connection.kind() == Kind::Listening {
+        return;
+    }
+    let description = connection.description();
+    if !description.wanted {
+        return move_descriptors(handle, Slot::Other, fd);
+    }
+    let ts_ns = now_ns();
+    let path = description.path.as_bytes();
+    let listening = redescribe(handle, fd, Kind::Listening, "listen", true, path, ts_ns);
+    if let Some(connection) = listening.and_then(Handle::get) {
+        report_listening(connection, ts_ns);
+    }
+}
+
+/// connect(2).
+pub(crate) fn connect(result: i32, fd: i32, address: *const c_void, len: usize) {
+    if result != 0 || !process::owns_descriptors() {
+        return;
+    }
+    let Some(handle) = known(fd) else { return };
+    let Some(connection) = handle.get() else { return };
+    let ts_ns = now_ns();
+    // SAFETY: the kernel has just read it for the program at this length.
+    let Some(peer) = (unsafe { Address::read(address, len) }) else {
+        // AF_UNSPEC takes a datagram socket's peer away.
+        redescribe(handle, fd, Kind::Idle, "connect", connection.description().wanted, b"", ts_ns);
+        if connection.kind() == Kind::Open {
+            report_close(connection, fd, "connect");
+        }
+        return;
+    };
+    let mut path = SocketPath::of(&peer, c"/proc/self/cwd");
+    let wanted = path.is_wanted();
+    if !wanted && connection.description().socket_type != SOCK_DGRAM {
+        return move_descriptors(handle, Slot::Other, fd);
+    }
+    // A datagram socket that changes its peer begins a new conversation.
+    if connection.kind() == Kind::Open {
+        report_close(connection, fd, "connect");
+    }
+    let opened = redescribe(handle, fd, Kind::Open, "connect", wanted, path.shown.as_bytes(), ts_ns);
+    if let (true, Some(connection)) = (wanted, opened.and_then(Handle::get)) {
+        capture::announce(connection, ts_ns);
+    }
+}
+
+/// accept(2) and accept4(2).
+pub(crate) fn accept(fd: i32, listener: i32, how: &'static str) {
+    if fd < 0 || !process::owns_descriptors() {
+        return;
+    }
+    scan::note_beyond_table(fd);
+    // Asked first: the listener may be one that is not known yet.
+    let Some(listening) = known(listener).and_then(Handle::get) else {
+        return install(fd, Slot::Other);
+    };
+    let ts_ns = now_ns();
+    let description = listening.description();
+    let new = New {
+        kind: Kind::Open,
+        inode: inode(fd),
+        socket_type: description.socket_type,
+        fd,
+        how,
+        wanted: true,
+        path: description.path.as_bytes(),
+        ts_ns,
+    };
+    let slot = connection::allocate(&new).map_or(Slot::Unknown, Slot::Traced);
+    install(fd, slot);
+    if let Some(connection) = slot.connection() {
+        capture::announce(connection, ts_ns);
+    }
+}
+
+/// Takes a descriptor out of the table before the call that closes it: its number may be another's as soon as that
+/// call is done, even before it returns here.
+pub(crate) fn before_close(fd: i32) -> Slot {
+    let slot = descriptors::get(fd);
+    if slot == Slot::Unknown || matches!(slot, Slot::Traced(_)) && !process::owns_descriptors() {
+        return Slot::Unknown;
+    }
+    // One beyond the table is `Other`, and stays so.
+    if slot == Slot::Other { drop_other(fd) } else { descriptors::replace(fd, Slot::Unknown) }
+}
+
+/// Forgets a descriptor that was not traced. A vforked child's close must not make its parent ask again; asking is
+/// all that a wrong guess costs, so nobody asks for the pid here.
+fn drop_other(fd: i32) -> Slot {
+    descriptors::replace_if(fd, Slot::Other, Slot::Unknown);
+    Slot::Unknown
+}
+
+/// close(2), and every call that closes on its way, after it has succeeded.
+pub(crate) fn closed(slot: Slot, fd: i32, how: &str) {
+    ended(slot, fd, how);
+}
+
+/// A call that would have closed a descriptor failed, and left it as it was.
+pub(crate) fn restore(slot: Slot, fd: i32) {
+    if slot != Slot::Unknown && !descriptors::replace_if(fd, Slot::Unknown, slot) {
+        ended(slot, fd, "vanished");
+    }
+}
+
+/// dup(2), dup2(2), dup3(2) and fcntl(2) with F_DUPFD: `to` is now what `from` is.
+pub(crate) fn duplicated(from: i32, to: i32) {
+    let slot = descriptors::get(from);
+    if to < 0 || from == to || !process::owns_descriptors() {
+        return;
+    }
+    scan::note_beyond_table(to);
+    if let Some(connection) = slot.connection() {
+        if to >= descriptors::len() {
+            return;
+        }
+        connection.add_descriptor();
+    }
+    install(to, slot);
+}
+
+/// shutdown(2).
+pub(crate) fn shutdown(result: i32, fd: i32, which: i32) {
+    if result != 0 {
+        return;
+    }
+    let Some(connection) = known(fd).and_then(Handle::get) else { return };
+    if connection.kind() != Kind::Open || !connection.description().wanted {
+        return;
+    }
+    report_close(
+        connection,
+        fd,
+        match which {
+            0 => "shutdown:SHUT_RD",
+            1 => "shutdown:SHUT_WR",
+            _ => "shutdown:SHUT_RDWR",
+        },
+    );
+}
+
+/// close_range(2) and closefrom(3): every traced descriptor of the range is closed.
+pub(crate) fn closed_range(first: u32, last: u32, how: &str) {
+    if !process::owns_descriptors() {
+        return;
+    }
+    let end = descriptors::len().cast_unsigned().min(last.saturating_add(1));
+    for fd in first.min(end)..end {
+        let fd = fd.cast_signed();
+        if descriptors::get(fd) != Slot::Unknown {
+            ended(descriptors::replace(fd, Slot::Unknown), fd, how);
+        }
+    }
+}
+
+/// recvmsg(2): notes the descriptors that came with a message (SCM_RIGHTS, unix(7)).
+///
+/// # Safety
+///
+/// `control` is null or has `len` bytes that the kernel has just written.
+pub(crate) unsafe fn arrived(control: *const c_void, len: usize) {
+    const SOL_SOCKET: i32 = 1;
+    const SCM_RIGHTS: i32 = 1;
+    /// `struct cmsghdr`: length, level, type (cmsg(3)).
+    const HEADER_LEN: usize = size_of::<usize>() + 8;
+    if control.is_null() || len < HEADER_LEN || !process::owns_descriptors() {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    let mut rest = unsafe { core::slice::from_raw_parts(control.cast::<u8>(), len) };
+    while let Some((size, header)) = rest.split_first_chunk::<{ size_of::<usize>() }>() {
+        let size = usize::from_ne_bytes(*size);
+        let (Some(kind), Some(data)) = (header.get(..8), rest.get(HEADER_LEN..size)) else { return };
+        let is = |at: usize, value: i32| kind[at..at + 4] == value.to_ne_bytes();
+        if is(0, SOL_SOCKET) && is(4, SCM_RIGHTS) {
+            for fd in data.chunks_exact(size_of::<i32>()) {
+                let fd = i32::from_ne_bytes([fd[0], fd[1], fd[2], fd[3]]);
+                scan::note_beyond_table(fd);
+                install(fd, Slot::Arrived);
+            }
+        }
+        rest = rest.get(size.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
+    }
+}
+
+/// prctl(2): notes that a filter is, or is about to be, in force.
+pub(crate) fn confined(result: i32, operation: i32) {
+    const PR_SET_SECCOMP: i32 = 22;
+    const PR_SET_NO_NEW_PRIVS: i32 = 38;
+    // A filter needs the latter first; what installs it then is often a system call that no hook sees.
+    if result == 0 && matches!(operation, PR_SET_SECCOMP | PR_SET_NO_NEW_PRIVS) {
+        process::set_confined();
+    }
+}

@@ -1,0 +1,92 @@
+//! Which descriptor leads to which traced socket: one word a descriptor, read without locks.
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use crate::connection::{Connection, Handle};
+use crate::params::{self, Complaint};
+
+/// What is known of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// Nothing. A call that only sockets answer makes us ask the kernel; read(2) and write(2) do not.
+    Unknown,
+    /// Not to be traced: no UNIX socket, not asked for, or not the program's.
+    Other,
+    /// Came out of a message (SCM_RIGHTS, unix(7)): whatever is done with it first makes us ask the kernel.
+    Arrived,
+    /// A traced socket.
+    Traced(Handle),
+}
+
+impl Slot {
+    fn pack(self) -> u64 {
+        match self {
+            Self::Unknown => 0,
+            Self::Other => 1,
+            Self::Arrived => 2,
+            Self::Traced(handle) => handle.pack() << 2 | 3,
+        }
+    }
+
+    fn unpack(bits: u64) -> Self {
+        match bits & 3 {
+            0 => Self::Unknown,
+            1 => Self::Other,
+            2 => Self::Arrived,
+            _ => Self::Traced(Handle::unpack(bits >> 2)),
+        }
+    }
+
+    pub(crate) fn connection(self) -> Option<&'static Connection> {
+        match self {
+            Self::Traced(handle) => handle.get(),
+            _ => None,
+        }
+    }
+}
+
+static SLOTS: AtomicPtr<AtomicU64> = AtomicPtr::new(core::ptr::null_mut());
+/// 0 while nothing is traced.
+static LEN: AtomicU32 = AtomicU32::new(0);
+
+/// Makes the table; nothing is traced before.
+pub(crate) fn init(max_fds: u32) -> Result<(), Complaint> {
+    let slots = params::map(max_fds as usize * size_of::<AtomicU64>())?;
+    SLOTS.store(slots.cast(), Ordering::Relaxed);
+    LEN.store(max_fds, Ordering::Release);
+    Ok(())
+}
+
+/// Descriptors from 0 that are traced.
+pub(crate) fn len() -> i32 {
+    LEN.load(Ordering::Acquire).cast_signed()
+}
+
+#[inline]
+fn at(fd: i32) -> Option<&'static AtomicU64> {
+    // A negative number is a large unsigned one.
+    let index = fd.cast_unsigned();
+    if index >= LEN.load(Ordering::Acquire) {
+        return None;
+    }
+    // SAFETY: `init` mapped `LEN` zeroed words for good before it set `LEN`.
+    Some(unsafe { &*SLOTS.load(Ordering::Relaxed).add(index as usize) })
+}
+
+/// What is known of a descriptor; of one beyond the table, that it is not traced.
+#[inline]
+pub(crate) fn get(fd: i32) -> Slot {
+    at(fd).map_or(Slot::Other, |slot| Slot::unpack(slot.load(Ordering::Acquire)))
+}
+
+/// Puts a slot in place and gives what was there.
+pub(crate) fn replace(fd: i32, slot: Slot) -> Slot {
+    at(fd).map_or(Slot::Other, |word| Slot::unpack(word.swap(slot.pack(), Ordering::AcqRel)))
+}
+
+/// Puts a slot in place if `expected` is there; whether it was.
+pub(crate) fn replace_if(fd: i32, expected: Slot, slot: Slot) -> bool {
+    at(fd).is_some_and(|word| {
+        word.compare_exchange(expected.pack(), slot.pack(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    })
+}

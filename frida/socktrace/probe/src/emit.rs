@@ -1,0 +1,190 @@
+//! From an event to a frame on its way, or to the count of what was lost.
+
+use core::sync::atomic::Ordering;
+
+use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
+use rustix::io::IoSlice;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::process::{self, Who};
+use crate::transport::{self, Undelivered};
+
+/// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.
+pub(crate) const MAX_PARTS: usize = 16;
+/// A header, a path, three parts of conn, and extensions.
+const OTHER_PARTS: usize = 6;
+/// Bytes of the extension values that any event may have.
+const EXT_LEN: usize = 192;
+
+/// What happened, but for its payload.
+#[derive(Clone, Copy)]
+pub(crate) struct Event<'a> {
+    pub(crate) kind: FrameType,
+    pub(crate) direction: Direction,
+    pub(crate) fd: i32,
+    /// Nanoseconds since the Unix epoch.
+    pub(crate) ts_ns: u64,
+    pub(crate) path: &'a [u8],
+    /// The conn field, in parts.
+    pub(crate) conn: [&'a [u8]; 3],
+    /// Extension values beside those that every event has.
+    pub(crate) values: &'a [Ext<'a>],
+}
+
+impl Event<'_> {
+    pub(crate) const fn new(kind: FrameType, ts_ns: u64) -> Self {
+        Event { kind, direction: Direction::None, fd: -1, ts_ns, path: b"", conn: [b""; 3], values: &[] }
+    }
+}
+
+/// Why something was not recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Cause {
+    Absent = 0,
+    Stalled = 1,
+    Unattributed = 2,
+}
+
+impl Cause {
+    fn text(number: u32) -> &'static [u8] {
+        match number {
+            0 => b"the server was not there",
+            1 => b"the server did not read",
+            _ => b"the descriptor was closed and reused during the call",
+        }
+    }
+}
+
+impl From<Undelivered> for Cause {
+    fn from(why: Undelivered) -> Self {
+        match why {
+            Undelivered::Absent => Self::Absent,
+            Undelivered::Stalled => Self::Stalled,
+        }
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(crate) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    // Negative only before 1970.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Sends an event, after the report of what was lost before it; whether it was delivered. One that was not is counted.
+pub(crate) fn emit(event: &Event<'_>, payload: &[IoSlice<'_>]) -> bool {
+    emit_sized::<EXT_LEN>(event, payload)
+}
+
+/// [`emit`] for events with values of up to `N` bytes.
+pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[IoSlice<'_>]) -> bool {
+    let who = process::who();
+    let bytes = payload.iter().map(|part| part.as_slice().len() as u64).sum();
+    let sent = match report_losses(&who, event.ts_ns) {
+        Ok(()) => send::<N>(event, payload, &who, process::next_seq(&who)),
+        Err(why) => {
+            process::next_seq(&who);
+            Err(why)
+        }
+    };
+    sent.map_err(|why| count_loss(bytes, event.ts_ns, why.into())).is_ok()
+}
+
+fn send<const N: usize>(event: &Event<'_>, payload: &[IoSlice<'_>], who: &Who, seq: u64) -> Result<(), Undelivered> {
+    if !transport::is_reachable(event.ts_ns) {
+        return Err(Undelivered::Absent);
+    }
+    let mut buffer = [0; N];
+    let mut ext = ExtWriter::new(&mut buffer);
+    ext.put(Ext::Seq(seq));
+    ext.put(Ext::Pid(who.pid));
+    if who.tid != 0 {
+        ext.put(Ext::Tid(who.tid));
+    }
+    ext.put(Ext::TsNs(event.ts_ns));
+    for value in event.values {
+        ext.put(*value);
+    }
+    let payload_len: usize = payload.iter().map(|part| part.as_slice().len()).sum();
+    let header = Header {
+        kind: event.kind,
+        flags: FLAG_EXTENDED | if event.kind == FrameType::Data { FLAG_PAYLOAD } else { 0 },
+        ts_ms: event.ts_ns / 1_000_000,
+        fd: event.fd,
+        direction: event.direction,
+        // All bounded: by N, MAX_PATH_LEN, MAX_CONN_ID_LEN and transport::chunk.
+        ext_len: ext.bytes().len() as u16,
+        path_len: event.path.len() as u16,
+        conn_len: event.conn.iter().map(|part| part.len()).sum::<usize>() as u16,
+        payload_len: payload_len as u32,
+    }
+    .to_bytes();
+    let mut parts = [IoSlice::new(&[]); MAX_PARTS + OTHER_PARTS];
+    let mut len = 0;
+    let head = [&header[..], event.path, event.conn[0], event.conn[1], event.conn[2]].map(IoSlice::new);
+    for part in head.iter().chain(payload).chain(&[IoSlice::new(ext.bytes())]) {
+        parts[len] = *part;
+        len += 1;
+    }
+    transport::send(&parts[..len], event.ts_ns)
+}
+
+/// Counts an event that was not recorded, and the payload bytes that it would have had.
+#[cold]
+pub(crate) fn count_loss(bytes: u64, ts_ns: u64, cause: Cause) {
+    let lost = &process::own().lost;
+    lost.bytes.fetch_add(bytes, Ordering::Relaxed);
+    let _ = lost.since_ns.compare_exchange(0, ts_ns, Ordering::Relaxed, Ordering::Relaxed);
+    lost.until_ns.store(ts_ns, Ordering::Relaxed);
+    lost.cause.store(cause as u32, Ordering::Relaxed);
+    lost.events.fetch_add(1, Ordering::Release);
+}
+
+/// Tells the server what it missed, if anything; an error if it cannot be told now.
+fn report_losses(who: &Who, now_ns: u64) -> Result<(), Undelivered> {
+    let lost = &process::own().lost;
+    if lost.events.load(Ordering::Relaxed) == 0 {
+        return Ok(());
+    }
+    if !transport::is_reachable(now_ns) {
+        return Err(Undelivered::Absent);
+    }
+    if lost.reporting.swap(true, Ordering::Acquire) {
+        // Another thread is at it; this one's event may go first.
+        return Ok(());
+    }
+    let reported = report(who, now_ns);
+    lost.reporting.store(false, Ordering::Release);
+    reported
+}
+
+#[cold]
+fn report(who: &Who, now_ns: u64) -> Result<(), Undelivered> {
+    let lost = &process::own().lost;
+    let (events, bytes) = (lost.events.swap(0, Ordering::Acquire), lost.bytes.swap(0, Ordering::Relaxed));
+    if events == 0 {
+        return Ok(());
+    }
+    let (since_ns, until_ns) = (lost.since_ns.swap(0, Ordering::Relaxed), lost.until_ns.load(Ordering::Relaxed));
+    let values = [Ext::LostEvents(events), Ext::LostBytes(bytes), Ext::LostSince(since_ns), Ext::LostUntil(until_ns)];
+    let event = Event {
+        conn: [Cause::text(lost.cause.load(Ordering::Relaxed)), b"", b""],
+        values: &values,
+        ..Event::new(FrameType::Lost, now_ns)
+    };
+    // A report that fails is tried again under the number it has, or that number would look like one more loss.
+    let seq = match lost.report_seq.load(Ordering::Relaxed) {
+        0 => process::next_seq(who),
+        drawn => drawn,
+    };
+    let sent = send::<EXT_LEN>(&event, &[], who, seq);
+    lost.report_seq.store(if sent.is_ok() { 0 } else { seq }, Ordering::Relaxed);
+    if sent.is_err() {
+        lost.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let _ = lost.since_ns.compare_exchange(0, since_ns, Ordering::Relaxed, Ordering::Relaxed);
+        lost.since_ns.fetch_min(since_ns, Ordering::Relaxed);
+        lost.events.fetch_add(events, Ordering::Release);
+    }
+    sent
+}

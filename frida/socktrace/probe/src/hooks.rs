@@ -1,0 +1,384 @@
+//! The table of hooks: one entry a call.
+//!
+//! An entry is the call's signature and what happens around it; `libc` in an entry is the function that the hook
+//! stands in for. To add a call, add its entry: the loader and the dynamic linker find it by its name.
+//!
+//! Hooks are `extern "C-unwind"`: pthread_cancel(3) ends a thread that is blocked in a call by unwinding through the
+//! hook's frame, so nothing that needs to be undone may be held across `libc(…)`.
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use gttr::Direction::{In, Out};
+
+use crate::capture::{Buffers, Call, IoVec, Peer};
+use crate::descriptors::Slot;
+use crate::{calls, control, process, transport};
+
+/// One row of the table, as the loader reads it: three pointers.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Hook {
+    /// The function's name in libc, NUL-terminated.
+    name: *const c_char,
+    /// What stands in for it.
+    replacement: *const c_void,
+    /// Where to put the address of the function itself.
+    libc: &'static AtomicPtr<c_void>,
+}
+
+// SAFETY: its pointers lead to statics and functions.
+unsafe impl Sync for Hook {}
+
+macro_rules! hooks {
+    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $type:ty),*) -> $result:ty |$libc:ident| $body:block)+) => {
+        mod libc_functions {
+            #![allow(non_upper_case_globals)]
+            use super::*;
+            $(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());)+
+        }
+
+        $($(#[$meta])*
+        #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+        unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $result {
+            const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => unreachable!(),
+            };
+            let address = libc_function(&libc_functions::$name, NAME);
+            // SAFETY: the address is libc's function of this name, whose signature this is.
+            let $libc = unsafe {
+                core::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($type),*) -> $result>(address)
+            };
+            // SAFETY: libc's function is called as the program called it; pointers are read after the kernel did.
+            unsafe { $body }
+        })+
+
+        /// Every hook.
+        pub(crate) static TABLE: &[Hook] = &[$(Hook {
+            name: concat!(stringify!($name), "\0").as_ptr().cast(),
+            replacement: $name as *const c_void,
+            libc: &libc_functions::$name,
+        },)+];
+    };
+}
+
+/// The function a hook stands in for, looked up on first use: hooks of a preloaded probe run before its constructor.
+#[inline]
+fn libc_function(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
+    let address = slot.load(Ordering::Relaxed);
+    if address.is_null() { find_libc_function(slot, name) } else { address }
+}
+
+#[cold]
+fn find_libc_function(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
+    let address = control::next_function(name);
+    slot.store(address, Ordering::Relaxed);
+    address
+}
+
+/// Flags of recv(2).
+const MSG_PEEK: c_int = 0x2;
+const MSG_TRUNC: c_int = 0x20;
+/// Commands of fcntl(2).
+const F_DUPFD: c_int = 0;
+const F_DUPFD_CLOEXEC: c_int = 1030;
+/// Flag of close_range(2): mark, do not close.
+const CLOSE_RANGE_CLOEXEC: c_int = 4;
+
+/// `struct msghdr` of recvmsg(2).
+#[derive(Debug)]
+#[repr(C)]
+struct MessageHeader {
+    name: *const c_void,
+    /// glibc and musl both give it 32 bits and pad.
+    name_len: c_uint,
+    iov: *const IoVec,
+    iov_len: usize,
+    control: *const c_void,
+    control_len: usize,
+    flags: c_int,
+}
+
+impl MessageHeader {
+    fn buffers(&self) -> Buffers {
+        Buffers::Many(self.iov, self.iov_len)
+    }
+
+    fn peer(&self) -> Peer {
+        Peer { address: self.name, len: self.name_len as usize }
+    }
+}
+
+/// The address that recvfrom(2) filled in; its length is where the program put it.
+unsafe fn filled_in(address: *const c_void, len: *const c_uint) -> Peer {
+    if address.is_null() || len.is_null() {
+        return Peer::NONE;
+    }
+    // SAFETY: the kernel has just written it.
+    Peer { address, len: unsafe { *len } as usize }
+}
+
+/// Bytes that a receive moved: MSG_PEEK moves none, and MSG_TRUNC makes the result more than what there was room for.
+fn taken(result: isize, flags: c_int, room: usize) -> isize {
+    match result {
+        _ if flags & MSG_PEEK != 0 => -1,
+        n if flags & MSG_TRUNC != 0 => n.min(isize::try_from(room).unwrap_or(isize::MAX)),
+        n => n,
+    }
+}
+
+hooks! {
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int |libc| {
+        let fd = libc(domain, kind, protocol);
+        calls::socket(fd, domain, kind);
+        fd
+    }
+
+    fn bind(fd: c_int, address: *const c_void, len: c_uint) -> c_int |libc| {
+        let result = libc(fd, address, len);
+        calls::bind(result, fd, address, len as usize);
+        result
+    }
+
+    fn listen(fd: c_int, backlog: c_int) -> c_int |libc| {
+        let result = libc(fd, backlog);
+        calls::listen(result, fd);
+        result
+    }
+
+    fn connect(fd: c_int, address: *const c_void, len: c_uint) -> c_int |libc| {
+        let result = libc(fd, address, len);
+        calls::connect(result, fd, address, len as usize);
+        result
+    }
+
+    fn accept(fd: c_int, address: *mut c_void, len: *mut c_uint) -> c_int |libc| {
+        let accepted = libc(fd, address, len);
+        calls::accept(accepted, fd, "accept");
+        accepted
+    }
+
+    fn accept4(fd: c_int, address: *mut c_void, len: *mut c_uint, flags: c_int) -> c_int |libc| {
+        let accepted = libc(fd, address, len, flags);
+        calls::accept(accepted, fd, "accept4");
+        accepted
+    }
+
+    fn close(fd: c_int) -> c_int |libc| {
+        if transport::own_fd() == Some(fd) && !transport::gives_up(fd) {
+            // The program opened nothing under this number, and hears what it would without us.
+            return control::fail_with_ebadf();
+        }
+        let slot = calls::before_close(fd);
+        let result = libc(fd);
+        calls::closed(slot, fd, "close");
+        result
+    }
+
+    fn dup(fd: c_int) -> c_int |libc| {
+        let copy = libc(fd);
+        calls::duplicated(fd, copy);
+        copy
+    }
+
+    fn dup2(from: c_int, to: c_int) -> c_int |libc| {
+        transport::make_way(to);
+        let slot = if from == to { Slot::Unknown } else { calls::before_close(to) };
+        let result = libc(from, to);
+        finish_dup(slot, from, to, result, "dup2");
+        result
+    }
+
+    fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int |libc| {
+        transport::make_way(to);
+        let slot = if from == to { Slot::Unknown } else { calls::before_close(to) };
+        let result = libc(from, to, flags);
+        finish_dup(slot, from, to, result, "dup3");
+        result
+    }
+
+    fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int |libc| {
+        let result = libc(fd, command, argument);
+        if matches!(command, F_DUPFD | F_DUPFD_CLOEXEC) {
+            calls::duplicated(fd, result);
+        }
+        result
+    }
+
+    fn fcntl64(fd: c_int, command: c_int, argument: c_ulong) -> c_int |libc| {
+        let result = libc(fd, command, argument);
+        if matches!(command, F_DUPFD | F_DUPFD_CLOEXEC) {
+            calls::duplicated(fd, result);
+        }
+        result
+    }
+
+    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int |libc| {
+        let result = match transport::own_fd().map(c_int::cast_unsigned) {
+            Some(own) if (first..=last).contains(&own) && !transport::gives_up(own.cast_signed()) => {
+                let below = if first < own { libc(first, own - 1, flags) } else { 0 };
+                if below == 0 && own < last { libc(own + 1, last, flags) } else { below }
+            }
+            _ => libc(first, last, flags),
+        };
+        if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {
+            calls::closed_range(first, last, "close_range");
+        }
+        result
+    }
+
+    fn shutdown(fd: c_int, how: c_int) -> c_int |libc| {
+        let result = libc(fd, how);
+        calls::shutdown(result, fd, how);
+        result
+    }
+
+    fn send(fd: c_int, buffer: *const c_void, len: usize, flags: c_int) -> isize |libc| {
+        let call = Call::enter("send", fd);
+        let result = libc(fd, buffer, len, flags);
+        call.message(Out, result, Buffers::one(buffer, len), Peer::NONE);
+        result
+    }
+
+    fn sendto(
+        fd: c_int, buffer: *const c_void, len: usize, flags: c_int, address: *const c_void, address_len: c_uint
+    ) -> isize |libc| {
+        let call = Call::enter("sendto", fd);
+        let result = libc(fd, buffer, len, flags, address, address_len);
+        call.message(Out, result, Buffers::one(buffer, len), Peer { address, len: address_len as usize });
+        result
+    }
+
+    fn sendmsg(fd: c_int, message: *const MessageHeader, flags: c_int) -> isize |libc| {
+        let call = Call::enter("sendmsg", fd);
+        let result = libc(fd, message, flags);
+        if result >= 0 {
+            call.message(Out, result, (*message).buffers(), (*message).peer());
+        }
+        result
+    }
+
+    fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags: c_int) -> isize |libc| {
+        let call = Call::enter("recv", fd);
+        let result = libc(fd, buffer, len, flags);
+        call.message(In, taken(result, flags, len), Buffers::one(buffer, len), Peer::NONE);
+        result
+    }
+
+    fn recvfrom(
+        fd: c_int, buffer: *mut c_void, len: usize, flags: c_int, address: *mut c_void, address_len: *mut c_uint
+    ) -> isize |libc| {
+        let call = Call::enter("recvfrom", fd);
+        let result = libc(fd, buffer, len, flags, address, address_len);
+        if result >= 0 {
+            let peer = filled_in(address, address_len);
+            call.message(In, taken(result, flags, len), Buffers::one(buffer, len), peer);
+        }
+        result
+    }
+
+    fn recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize |libc| {
+        let call = Call::enter("recvmsg", fd);
+        let result = libc(fd, message, flags);
+        if result >= 0 {
+            let message = &*message;
+            call.message(In, taken(result, flags, room(message.iov, message.iov_len)), message.buffers(), message.peer());
+            calls::arrived(message.control, message.control_len);
+        }
+        result
+    }
+
+    fn read(fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc| {
+        let call = Call::enter("read", fd);
+        let result = libc(fd, buffer, len);
+        call.moved(In, result, Buffers::one(buffer, len));
+        result
+    }
+
+    fn write(fd: c_int, buffer: *const c_void, len: usize) -> isize |libc| {
+        let call = Call::enter("write", fd);
+        let result = libc(fd, buffer, len);
+        call.moved(Out, result, Buffers::one(buffer, len));
+        result
+    }
+
+    fn readv(fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc| {
+        let call = Call::enter("readv", fd);
+        let result = libc(fd, iov, count);
+        call.moved(In, result, Buffers::Many(iov, count.max(0).cast_unsigned() as usize));
+        result
+    }
+
+    fn writev(fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc| {
+        let call = Call::enter("writev", fd);
+        let result = libc(fd, iov, count);
+        call.moved(Out, result, Buffers::Many(iov, count.max(0).cast_unsigned() as usize));
+        result
+    }
+
+    /// What read(2) is compiled to where the compiler knows the buffer's size (feature_test_macros(7)).
+    fn __read_chk(fd: c_int, buffer: *mut c_void, len: usize, room: usize) -> isize |libc| {
+        let call = Call::enter("read", fd);
+        let result = libc(fd, buffer, len, room);
+        call.moved(In, result, Buffers::one(buffer, len));
+        result
+    }
+
+    /// As `__read_chk`, of recv(2).
+    fn __recv_chk(fd: c_int, buffer: *mut c_void, len: usize, room: usize, flags: c_int) -> isize |libc| {
+        let call = Call::enter("recv", fd);
+        let result = libc(fd, buffer, len, room, flags);
+        call.message(In, taken(result, flags, len), Buffers::one(buffer, len), Peer::NONE);
+        result
+    }
+
+    /// As `__read_chk`, of recvfrom(2).
+    fn __recvfrom_chk(
+        fd: c_int, buffer: *mut c_void, len: usize, room: usize, flags: c_int, address: *mut c_void,
+        address_len: *mut c_uint
+    ) -> isize |libc| {
+        let call = Call::enter("recvfrom", fd);
+        let result = libc(fd, buffer, len, room, flags, address, address_len);
+        if result >= 0 {
+            let peer = filled_in(address, address_len);
+            call.message(In, taken(result, flags, len), Buffers::one(buffer, len), peer);
+        }
+        result
+    }
+
+    fn fork() -> c_int |libc| {
+        let pid = libc();
+        if pid == 0 {
+            process::notice_fork();
+        }
+        pid
+    }
+
+    /// Every register passed through: how many arguments there are depends on the first.
+    fn prctl(operation: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int |libc| {
+        let result = libc(operation, a, b, c, d);
+        calls::confined(result, operation);
+        result
+    }
+}
+
+/// After dup2 or dup3: `to` was closed if the call succeeded, and is still what it was if not.
+fn finish_dup(slot: Slot, from: c_int, to: c_int, result: c_int, how: &'static str) {
+    if result < 0 {
+        calls::restore(slot, to);
+    } else {
+        calls::closed(slot, to, how);
+        calls::duplicated(from, result);
+    }
+}
+
+/// Bytes that an array of buffers has room for.
+unsafe fn room(iov: *const IoVec, count: usize) -> usize {
+    // SAFETY: the kernel has just read this array for the program.
+    (0..count).map(|index| unsafe { (*iov.add(index)).len() }).fold(0, usize::saturating_add)
+}
+
+/// Tells rustc that variadic functions are hooked with fixed registers: on every 64-bit psABI here, integer arguments
+/// of a variadic call go where those of a fixed one do.
+const _: () = assert!(size_of::<c_long>() == size_of::<*const c_void>());

@@ -1,0 +1,30 @@
+//! The probe: the part of socktrace that runs inside the traced process.
+//!
+//! Its hooks stand in for libc's socket calls, put there by Frida or by the dynamic linker. Each calls the function
+//! it stands for and then reports what that call did. The way of one message through this crate:
+//! `hooks` (the call) → `capture` (which connection, which bytes) → `emit` (the frame) → `transport` (the server).
+//!
+//! It is a guest. It allocates nothing and locks nothing on a traced call, makes system calls of its own only through
+//! rustix (so libc's `errno` stays the program's), raises no signal, and where it cannot record it counts and goes on.
+//! docs/design.md gives the reasons.
+#![cfg_attr(not(test), no_std)]
+
+mod address;
+mod calls;
+mod capture;
+mod connection;
+mod control;
+mod descriptors;
+mod emit;
+mod hooks;
+mod name;
+mod params;
+mod process;
+mod scan;
+#[cfg(feature = "standalone")]
+mod standalone;
+mod sys;
+mod transport;
+
+pub use control::{socktrace_hooks, socktrace_init, socktrace_ready};
+pub use hooks::Hook;

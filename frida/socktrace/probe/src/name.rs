@@ -1,0 +1,272 @@
+//! What a connection is called: its path, its id, and whether `socket_paths` asks for it.
+//!
+//! Every look-up in the file system is here, and happens once per connection.
+
+use core::ffi::CStr;
+use core::fmt::Write as _;
+use core::ptr::NonNull;
+
+use gttr::MAX_CONN_ID_LEN;
+use rustix::fs::{AtFlags, CWD, FileType, Stat, readlinkat_raw, statat};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use crate::address::Address;
+use crate::params;
+
+/// PATH_MAX of limits.h, the kernel's bound on any path.
+const PATH_MAX: usize = 4096;
+/// The longest path an event shows, in bytes; a relative name whose directory makes it longer is shown as given.
+pub(crate) const MAX_PATH_LEN: usize = 1024;
+/// Bytes of a connection id left to what follows the path: five numbers with their names.
+const ID_TAIL_LEN: usize = 96;
+
+/// Text in a fixed buffer; what does not fit is cut. All zeroes is the empty text.
+pub(crate) struct Text<const N: usize> {
+    len: usize,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> Text<N> {
+    pub(crate) const fn new() -> Self {
+        Self { bytes: [0; N], len: 0 }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
+        let len = bytes.len().min(N - self.len);
+        self.bytes[self.len..self.len + len].copy_from_slice(&bytes[..len]);
+        self.len += len;
+        len == bytes.len()
+    }
+
+    /// Appends a path in the form events show it; whether it fitted.
+    fn push_escaped(&mut self, path: &[u8]) -> bool {
+        path.iter().all(|&b| {
+            let len = gttr::escape_path(&[b], &mut self.bytes[self.len..]);
+            self.len += len;
+            len > 0
+        })
+    }
+
+    /// With a NUL behind it, for a system call.
+    fn as_c_str(&mut self) -> Option<&CStr> {
+        *self.bytes.get_mut(self.len)? = 0;
+        CStr::from_bytes_with_nul(&self.bytes[..=self.len]).ok()
+    }
+}
+
+impl<const N: usize> core::fmt::Write for Text<N> {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        if self.push(s.as_bytes()) { Ok(()) } else { Err(core::fmt::Error) }
+    }
+}
+
+/// Paths at their full length, to ask the file system about.
+struct Files {
+    /// The socket's.
+    socket: Text<PATH_MAX>,
+    /// One that it is compared with.
+    other: Text<PATH_MAX>,
+    directory: Text<PATH_MAX>,
+}
+
+/// [`Files`] in memory of their own: hooks run on whatever stack the program gives a signal handler, and most
+/// connections need none of this.
+struct Scratch(NonNull<Files>);
+
+impl Scratch {
+    fn map() -> Option<Self> {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
+        let at = unsafe { mmap_anonymous(core::ptr::null_mut(), size_of::<Files>(), protection, flags) }.ok()?;
+        NonNull::new(at.cast()).map(Self)
+    }
+
+    fn files(&mut self) -> &mut Files {
+        // SAFETY: mapped for this long, zeroed (three empty texts), and ours alone.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and `self` was the only way to it.
+        let _ = unsafe { munmap(self.0.as_ptr().cast(), size_of::<Files>()) };
+    }
+}
+
+/// A socket's path: where it is, and how events show it.
+pub(crate) struct SocketPath {
+    /// As events show it: absolute, or `@name`, printable ASCII.
+    pub(crate) shown: Text<MAX_PATH_LEN>,
+    /// The path at full length, where it takes part in look-ups.
+    scratch: Option<Scratch>,
+}
+
+impl SocketPath {
+    /// No path.
+    pub(crate) const fn unnamed() -> Self {
+        Self { shown: Text::new(), scratch: None }
+    }
+
+    /// The path behind an address; a relative one is taken to be relative to the directory that the link
+    /// `directory` leads to (`/proc/self/cwd`, say).
+    pub(crate) fn of(address: &Address, directory: &CStr) -> Self {
+        let mut path = Self::unnamed();
+        match address {
+            Address::Unnamed => {}
+            Address::Abstract(name) => {
+                path.shown.push(b"@");
+                path.shown.push_escaped(name.as_bytes());
+            }
+            Address::Path(name) => path.set_file(name.as_bytes(), directory),
+        }
+        path
+    }
+
+    fn set_file(&mut self, name: &[u8], directory: &CStr) {
+        let relative = name.first() != Some(&b'/');
+        if relative || !params::get().socket_paths().is_empty() {
+            self.scratch = Scratch::map();
+        }
+        if let Some(scratch) = &mut self.scratch {
+            let socket = &mut scratch.files().socket;
+            if relative {
+                push_directory(socket, directory);
+            }
+            let mut plain = name;
+            while let (true, Some(rest)) = (socket.len > 0, plain.strip_prefix(b"./")) {
+                plain = rest;
+            }
+            socket.push(plain);
+            if self.shown.push_escaped(socket.as_bytes()) {
+                return;
+            }
+            self.shown.clear();
+        }
+        self.shown.push_escaped(name);
+    }
+
+    /// Shows a path as it is.
+    pub(crate) fn set_shown(&mut self, path: &[u8]) {
+        self.shown.clear();
+        self.shown.push_escaped(path);
+    }
+
+    /// Whether there is a socket at the path now.
+    pub(crate) fn is_socket(&mut self) -> bool {
+        let Some(scratch) = &mut self.scratch else { return false };
+        let stat = scratch.files().socket.as_c_str().and_then(stat);
+        stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+    }
+
+    /// Whether `socket_paths` asks for this socket: it is empty, or one of its paths is this one or leads to the
+    /// same file, or to the same name in the same directory.
+    pub(crate) fn is_wanted(&mut self) -> bool {
+        let wanted = params::get().socket_paths();
+        wanted.is_empty() || wanted.iter().any(|wanted| self.is(wanted))
+    }
+
+    fn is(&mut self, wanted: &[u8]) -> bool {
+        if wanted == self.shown.as_bytes() {
+            return true;
+        }
+        let Some(scratch) = &mut self.scratch else { return false };
+        let Files { socket, other, directory } = scratch.files();
+        other.clear();
+        if wanted.first() == Some(&b'@') || !other.push(wanted) {
+            return false;
+        }
+        let same = identity(socket);
+        if same.is_some() && same == identity(other) {
+            return true;
+        }
+        let (Some((here, name)), Some((there, other_name))) = (split(socket), split(other)) else {
+            return false;
+        };
+        let mut directory_of = |path: &[u8]| {
+            directory.clear();
+            directory.push(path);
+            identity(directory)
+        };
+        let same = directory_of(here);
+        name == other_name && same.is_some() && same == directory_of(there)
+    }
+}
+
+/// Appends the directory behind a link and a slash; nothing if it cannot be told.
+fn push_directory(to: &mut Text<PATH_MAX>, link: &CStr) {
+    let len = readlinkat_raw(CWD, link, &mut to.bytes[..]).unwrap_or(0);
+    // "(unreachable)/…" is what the kernel says of a directory outside our root.
+    if to.bytes.first() == Some(&b'/') {
+        to.len = len;
+        if len > 1 {
+            to.push(b"/");
+        }
+    }
+}
+
+fn stat(path: &CStr) -> Option<Stat> {
+    statat(CWD, path, AtFlags::empty()).ok()
+}
+
+fn identity(path: &mut Text<PATH_MAX>) -> Option<(u64, u64)> {
+    let stat = stat(path.as_c_str()?)?;
+    Some((stat.st_dev, stat.st_ino))
+}
+
+/// A path's directory, with its slash, and last component.
+fn split(path: &Text<PATH_MAX>) -> Option<(&[u8], &[u8])> {
+    let bytes = path.as_bytes();
+    let slash = bytes.iter().rposition(|&b| b == b'/')?;
+    Some(bytes.split_at(slash + 1))
+}
+
+/// What tells one connection from every other that one server hears of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) fd: i32,
+    pub(crate) ts_ms: u64,
+    pub(crate) pid: u32,
+    /// Inode number of the socket: machine-wide, so it tells containers with the same pids apart.
+    pub(crate) inode: u64,
+    /// Number of the connection within its process, for a datagram socket that is connected twice in a millisecond.
+    pub(crate) count: u32,
+}
+
+/// Makes a connection's id of its path (shown at its front, for people) and its identity.
+pub(crate) fn connection_id(path: &[u8], identity: &Identity) -> Text<MAX_CONN_ID_LEN> {
+    let mut id = Text::new();
+    let path = if path.is_empty() { b"unnamed" } else { path };
+    // The end of a long path says more than its beginning.
+    let path = &path[path.len().saturating_sub(MAX_CONN_ID_LEN - ID_TAIL_LEN)..];
+    let mut safe = [0; MAX_CONN_ID_LEN - ID_TAIL_LEN];
+    let len = gttr::sanitize(path, &mut safe);
+    id.push(&safe[..len]);
+    let Identity { fd, ts_ms, pid, inode, count } = identity;
+    // Cannot be cut: the numbers' longest forms are within ID_TAIL_LEN.
+    let _ = write!(id, ":fd={fd}:t={ts_ms}:p={pid}:i={inode}:n={count}");
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_valid_however_long() {
+        let longest = Identity { fd: i32::MAX, ts_ms: u64::MAX, pid: u32::MAX, inode: u64::MAX, count: u32::MAX };
+        let id = connection_id(&[b'/'; 1000], &longest);
+        assert!(gttr::is_conn_id(id.as_bytes()), "{}", id.as_bytes().escape_ascii());
+        assert!(id.as_bytes().ends_with(b":n=4294967295"));
+        let id = connection_id(b"/tmp/demo.sock", &Identity { fd: 8, ts_ms: 1, pid: 2, inode: 3, count: 4 });
+        assert_eq!(id.as_bytes(), b"_tmp_demo.sock:fd=8:t=1:p=2:i=3:n=4");
+    }
+}

@@ -1,0 +1,144 @@
+//! Which process this is: pid, sequence numbers, and what fork and vfork do to them.
+//!
+//! A forked child has a copy of everything here and is another process; a vforked child, or one of posix_spawn(3),
+//! has the very same memory and is another process too. The kernel tells them apart for us: one page is wiped in
+//! forked children (MADV_WIPEONFORK, madvise(2)) and shared with vforked ones.
+
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use rustix::mm::{Advice, madvise};
+use rustix::process::{getpid, getppid};
+use rustix::thread::gettid;
+
+use crate::params::{self, Complaint};
+
+const PAGE_LEN: usize = 4096;
+
+/// What belongs to one process and must not be inherited.
+pub(crate) struct Own {
+    /// 0 in a forked child until it has been noticed.
+    pid: AtomicU32,
+    /// The last event's number.
+    seq: AtomicU64,
+    /// Connections named so far.
+    pub(crate) connections: AtomicU32,
+    /// Losses not yet reported.
+    pub(crate) lost: Lost,
+}
+
+/// Losses not yet reported.
+pub(crate) struct Lost {
+    pub(crate) events: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    /// When the first happened, nanoseconds since the Unix epoch; 0: none has.
+    pub(crate) since_ns: AtomicU64,
+    pub(crate) until_ns: AtomicU64,
+    /// What the last was due to: a number of `emit::Cause`.
+    pub(crate) cause: AtomicU32,
+    /// The number that the report will have, drawn when it was first tried; 0: not yet.
+    pub(crate) report_seq: AtomicU64,
+    /// One thread reports at a time.
+    pub(crate) reporting: AtomicBool,
+}
+
+static OWN: AtomicPtr<Own> = AtomicPtr::new(core::ptr::null_mut());
+/// Pid (high half) and last event number of the vforked child that reported last.
+static GUEST: AtomicU64 = AtomicU64::new(0);
+/// Whether a seccomp filter watches this process's system calls (seccomp(2)).
+static CONFINED: AtomicBool = AtomicBool::new(false);
+
+/// Which process and thread an event is of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Who {
+    pub(crate) pid: u32,
+    /// 0: not asked for, because a filter might forbid the question.
+    pub(crate) tid: u32,
+    /// The process shares its memory, but not its descriptors, with the one the probe was loaded into.
+    pub(crate) is_guest: bool,
+}
+
+/// Sets up the page that forked children do not inherit.
+pub(crate) fn init() -> Result<(), Complaint> {
+    let page = params::map(PAGE_LEN)?;
+    // SAFETY: a page of our own, freshly mapped.
+    unsafe { madvise(page.cast(), PAGE_LEN, Advice::LinuxWipeOnFork) }
+        .map_err(|_| "this kernel lacks MADV_WIPEONFORK: Linux 4.14 or later is needed")?;
+    let own = page.cast::<Own>();
+    // SAFETY: zeroed memory, large and aligned enough, is an `Own` of all zeroes.
+    unsafe { &*own }.pid.store(raw_pid(), Ordering::Relaxed);
+    OWN.store(own, Ordering::Release);
+    if rustix::thread::secure_computing_mode().is_ok_and(|mode| mode != rustix::thread::SecureComputingMode::Disabled) {
+        set_confined();
+    }
+    Ok(())
+}
+
+/// The page. Only valid once `init` has succeeded, which every caller knows from there being descriptors to trace.
+pub(crate) fn own() -> &'static Own {
+    // SAFETY: set by `init` before anything is traced, and never unmapped.
+    unsafe { &*OWN.load(Ordering::Acquire) }
+}
+
+fn raw_pid() -> u32 {
+    getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Who is running. In a forked child's first call this is where the child is noticed.
+pub(crate) fn who() -> Who {
+    let known = own().pid.load(Ordering::Relaxed);
+    if is_confined() && known != 0 {
+        return Who { pid: known, tid: 0, is_guest: false };
+    }
+    let pid = raw_pid();
+    if known == 0 {
+        after_fork(pid);
+    }
+    let tid = gettid().as_raw_nonzero().get().cast_unsigned();
+    Who { pid, tid, is_guest: known != 0 && known != pid }
+}
+
+/// Whether this process is a forked child that has not been noticed yet, and notices it.
+pub(crate) fn notice_fork() {
+    if own().pid.load(Ordering::Relaxed) == 0 {
+        after_fork(raw_pid());
+    }
+}
+
+#[cold]
+fn after_fork(pid: u32) {
+    // Of several threads that a child may already have, one announces it.
+    if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        crate::transport::after_fork();
+        crate::control::announce(gttr::FrameType::Fork, "");
+    }
+}
+
+/// Whether the table of descriptors is this process's. A vforked child closes descriptors of its own, while the table
+/// in the shared memory is its parent's.
+pub(crate) fn owns_descriptors() -> bool {
+    !who().is_guest
+}
+
+pub(crate) fn parent() -> u32 {
+    getppid().map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned())
+}
+
+/// The next event's number.
+pub(crate) fn next_seq(who: &Who) -> u64 {
+    if !who.is_guest {
+        return own().seq.fetch_add(1, Ordering::Relaxed) + 1;
+    }
+    let pid = u64::from(who.pid) << 32;
+    let next = |last: u64| Some(if last >> 32 == u64::from(who.pid) { last + 1 } else { pid | 1 });
+    let last = GUEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(pid);
+    next(last).unwrap_or(pid) & u64::from(u32::MAX)
+}
+
+/// Whether system calls that the program does not make itself are to be avoided.
+pub(crate) fn is_confined() -> bool {
+    CONFINED.load(Ordering::Relaxed)
+}
+
+pub(crate) fn set_confined() {
+    CONFINED.store(true, Ordering::Relaxed);
+}

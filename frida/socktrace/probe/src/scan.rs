@@ -1,0 +1,147 @@
+//! Sockets that the probe has not seen being made: what the kernel says of them.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fd::BorrowedFd;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
+
+use crate::address::Address;
+use crate::connection::{self, Kind, New};
+use crate::descriptors::{self, Slot};
+use crate::emit::now_ns;
+use crate::name::SocketPath;
+use crate::{calls, capture, params, process, transport};
+
+/// How a socket became known, by which of its ends has a path: own, peer, none.
+pub(crate) struct How([&'static str; 3]);
+
+/// Open when the probe was loaded.
+pub(crate) const PREEXISTING: How =
+    How(["preexisting:getsockname", "preexisting:getpeername", "preexisting:getsockname"]);
+/// Come later, by a way that no hook sees.
+pub(crate) const FOUND: How = How(["found:getsockname", "found:getpeername", "found:getsockname"]);
+
+/// What a scan found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) connections: u32,
+    pub(crate) listeners: u32,
+}
+
+/// Looks at every descriptor in the table.
+pub(crate) fn all() -> Found {
+    let mut found = Found::default();
+    for fd in 0..descriptors::len() {
+        if descriptors::get(fd) != Slot::Unknown {
+            continue;
+        }
+        if params::get().is_ignored(fd) || transport::own_fd() == Some(fd) {
+            descriptors::replace(fd, Slot::Other);
+            continue;
+        }
+        match discover(fd, PREEXISTING).connection().map(|connection| connection.kind()) {
+            Some(Kind::Listening) => found.listeners += 1,
+            Some(_) => found.connections += 1,
+            None => {}
+        }
+    }
+    found
+}
+
+fn address(of: rustix::io::Result<SocketAddrAny>) -> Option<Address> {
+    let of = of.ok()?;
+    // SAFETY: the kernel's answer, of that length.
+    unsafe { Address::read(of.as_ptr().cast(), of.addr_len() as usize) }
+}
+
+/// Asks the kernel what a descriptor is, and traces it if it is a UNIX socket that is asked for.
+#[cold]
+pub(crate) fn discover(fd: i32, how: How) -> Slot {
+    let before = descriptors::get(fd);
+    if fd < 0 || fd >= descriptors::len() {
+        note_beyond_table(fd);
+        return Slot::Other;
+    }
+    if matches!(before, Slot::Other | Slot::Traced(_)) || process::is_confined() {
+        return before;
+    }
+    if !process::owns_descriptors() {
+        return Slot::Other;
+    }
+    // SAFETY: not -1; a closed one only makes the questions below fail.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    match socket_domain(socket) {
+        Ok(AddressFamily::UNIX) => {}
+        // Not open: whatever takes the number next is a new thing.
+        Err(rustix::io::Errno::BADF) => return Slot::Unknown,
+        _ => {
+            descriptors::replace_if(fd, before, Slot::Other);
+            return Slot::Other;
+        }
+    }
+    let Some(slot) = examine(fd, socket, &how) else { return Slot::Unknown };
+    if !descriptors::replace_if(fd, before, slot) {
+        // Another thread was first.
+        if let Some(connection) = slot.connection() {
+            connection.remove_descriptor();
+        }
+        return descriptors::get(fd);
+    }
+    if let Some(connection) = slot.connection() {
+        match connection.kind() {
+            Kind::Listening => calls::report_listening(connection, now_ns()),
+            Kind::Open => capture::announce(connection, now_ns()),
+            Kind::Idle => {}
+        }
+    }
+    slot
+}
+
+fn examine(fd: i32, socket: BorrowedFd<'_>, how: &How) -> Option<Slot> {
+    let socket_type = socket_type(socket).ok()?;
+    let inode = rustix::fs::fstat(socket).ok()?.st_ino;
+    let own = address(getsockname(socket)).unwrap_or(Address::Unnamed);
+    let peer = address(getpeername(socket).and_then(|peer| peer.ok_or(rustix::io::Errno::NOTCONN)));
+    let listens = socket_acceptconn(socket).unwrap_or(false);
+    let (address, how) = match (&own, &peer) {
+        (own, _) if own.is_named() => (own, how.0[0]),
+        (_, Some(peer)) if peer.is_named() => (peer, how.0[1]),
+        _ => (&own, how.0[2]),
+    };
+    let mut path = SocketPath::of(address, c"/proc/self/cwd");
+    if matches!(address, Address::Path(name) if name.as_bytes().first() != Some(&b'/')) && !path.is_socket() {
+        // The program has changed directory since, or the path is relative to the peer's: what was bound says more
+        // than a guess.
+        if let Address::Path(name) = address {
+            path.set_shown(name.as_bytes());
+        }
+    }
+    let wanted = path.is_wanted();
+    if !wanted && socket_type == rustix::net::SocketType::STREAM && (listens || peer.is_some()) {
+        return Some(Slot::Other);
+    }
+    let kind = match (listens, peer.is_some()) {
+        (true, _) => Kind::Listening,
+        (_, true) => Kind::Open,
+        _ => Kind::Idle,
+    };
+    let (socket_type, path) = (socket_type.as_raw(), path.shown.as_bytes());
+    let handle = connection::allocate(&New { kind, inode, socket_type, fd, how, wanted, path, ts_ns: now_ns() })?;
+    Some(Slot::Traced(handle))
+}
+
+/// The path that the kernel gave a socket.
+pub(crate) fn own_path(fd: i32) -> SocketPath {
+    // SAFETY: bind(2) has just succeeded on it.
+    let own = address(getsockname(unsafe { BorrowedFd::borrow_raw(fd) }));
+    SocketPath::of(&own.unwrap_or(Address::Unnamed), c"/proc/self/cwd")
+}
+
+/// Says once that descriptors beyond `max_fds` are in use and not traced.
+pub(crate) fn note_beyond_table(fd: i32) {
+    static NOTED: AtomicBool = AtomicBool::new(false);
+    if fd >= descriptors::len() && descriptors::len() > 0 && !NOTED.swap(true, Ordering::Relaxed) {
+        crate::control::report_beyond_table(fd);
+    }
+}

@@ -1,0 +1,113 @@
+//! What a shared object needs that stands alone: it links to no library, so that it loads into programs of any libc.
+
+use core::arch::global_asm;
+use core::ffi::{CStr, c_char, c_int, c_void};
+
+/// dlsym(3)'s handle for "the next one behind the caller".
+const RTLD_NEXT: *mut c_void = usize::MAX as *mut c_void;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // A mistake of ours; going on with it could only do more harm.
+    crate::sys::exit_group(127)
+}
+
+// Weak, so that a program without one of these can still load the probe; hidden memory functions, because rustc calls
+// them by name and the program's own must not be replaced by ours. Machines since 2013 move bytes fastest this way
+// from some hundred bytes up (ERMS); shorter moves in the probe are inlined by the compiler.
+#[cfg(target_arch = "x86_64")]
+global_asm!(
+    ".weak dlsym",
+    ".weak __errno_location",
+    ".hidden socktrace_dlsym",
+    ".globl socktrace_dlsym",
+    "socktrace_dlsym: mov rax, qword ptr [rip + dlsym@GOTPCREL]",
+    "ret",
+    ".hidden socktrace_errno_location",
+    ".globl socktrace_errno_location",
+    "socktrace_errno_location: mov rax, qword ptr [rip + __errno_location@GOTPCREL]",
+    "ret",
+    ".hidden memcpy",
+    ".globl memcpy",
+    "memcpy: mov rax, rdi",
+    "mov rcx, rdx",
+    "rep movsb",
+    "ret",
+    ".hidden memmove",
+    ".globl memmove",
+    "memmove: mov rax, rdi",
+    "mov rcx, rdx",
+    "mov r8, rdi",
+    "sub r8, rsi",
+    "cmp r8, rdx",
+    "jb 2f",
+    "rep movsb",
+    "ret",
+    "2: lea rdi, [rdi + rdx - 1]",
+    "lea rsi, [rsi + rdx - 1]",
+    "std",
+    "rep movsb",
+    "cld",
+    "ret",
+    ".hidden memset",
+    ".globl memset",
+    "memset: mov r8, rdi",
+    "mov eax, esi",
+    "mov rcx, rdx",
+    "rep stosb",
+    "mov rax, r8",
+    "ret",
+    ".hidden memcmp",
+    ".globl memcmp",
+    ".hidden bcmp",
+    ".globl bcmp",
+    "memcmp:",
+    "bcmp: xor ecx, ecx",
+    "3: cmp rcx, rdx",
+    "je 4f",
+    "movzx eax, byte ptr [rdi + rcx]",
+    "movzx r8d, byte ptr [rsi + rcx]",
+    "inc rcx",
+    "sub eax, r8d",
+    "je 3b",
+    "ret",
+    "4: xor eax, eax",
+    "ret",
+    ".hidden strlen",
+    ".globl strlen",
+    "strlen: xor eax, eax",
+    "5: cmp byte ptr [rdi + rax], 0",
+    "je 6f",
+    "inc rax",
+    "jmp 5b",
+    "6: ret",
+    // Frames of core's own name it as their handler. Ours is the answer of a frame without one: _URC_CONTINUE_UNWIND.
+    ".hidden rust_eh_personality",
+    ".globl rust_eh_personality",
+    "rust_eh_personality: mov eax, 8",
+    "ret",
+);
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("the probe has been built for x86_64 only: src/standalone.rs has what another architecture needs");
+
+unsafe extern "C" {
+    fn socktrace_dlsym() -> Option<unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>;
+    fn socktrace_errno_location() -> Option<unsafe extern "C" fn() -> *mut c_int>;
+}
+
+/// The function of this name behind ours, null if there is none.
+pub(crate) fn next_symbol(name: &CStr) -> *mut c_void {
+    // SAFETY: dlsym(3), if this program has it.
+    unsafe { socktrace_dlsym().map_or(core::ptr::null_mut(), |dlsym| dlsym(RTLD_NEXT, name.as_ptr())) }
+}
+
+/// Sets the program's `errno`.
+pub(crate) fn set_errno(value: c_int) {
+    // SAFETY: glibc and musl both have this function, which gives the calling thread's `errno`.
+    unsafe {
+        if let Some(location) = socktrace_errno_location() {
+            *location() = value;
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Whose turn it is on a stream. Frames of two threads must not mix, so one sends at a time; signals are held off
+//! meanwhile, because a handler that sent, or jumped away, in the middle of a frame would tear it.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::futex;
+
+use super::{Undelivered, stall};
+use crate::sys::{SignalSet, hold_off_signals, set_signal_mask};
+
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+const AWAITED: u32 = 2;
+
+static STATE: AtomicU32 = AtomicU32::new(FREE);
+
+/// The turn; given back when it is dropped.
+pub(super) struct Turn {
+    signals: SignalSet,
+}
+
+/// Waits for the turn, no longer than a stall may last: its holder may wait for the server, or may have been killed
+/// between vfork and exec.
+pub(super) fn take() -> Result<Turn, Undelivered> {
+    let signals = hold_off_signals();
+    let mut state = STATE.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
+    let contended = state.is_err();
+    while state.is_err() {
+        let left = if contended { stall::left_ns() } else { 0 };
+        if left == 0 {
+            set_signal_mask(signals);
+            return Err(Undelivered::Stalled);
+        }
+        if STATE.swap(AWAITED, Ordering::Acquire) == FREE {
+            break;
+        }
+        let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left as _ };
+        let _ = futex::wait(&STATE, futex::Flags::PRIVATE, AWAITED, Some(&timeout));
+        state = STATE.compare_exchange(FREE, AWAITED, Ordering::Acquire, Ordering::Relaxed);
+    }
+    Ok(Turn { signals })
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if STATE.swap(FREE, Ordering::Release) == AWAITED {
+            let _ = futex::wake(&STATE, futex::Flags::PRIVATE, 1);
+        }
+        set_signal_mask(self.signals);
+    }
+}
+
+/// Whoever had the turn at the time of the fork is not in the child.
+pub(super) fn after_fork() {
+    STATE.store(FREE, Ordering::Relaxed);
+}

@@ -1,0 +1,92 @@
+//! Frames on a stream: a frame that went out in part is finished before the next begins.
+
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use rustix::fd::BorrowedFd;
+use rustix::io::IoSlice;
+
+use super::{FRAME_OVERHEAD, Failure, MAX_CHUNK, Undelivered, failure, lock, send_once, stall};
+use crate::params::{self, Complaint};
+
+/// Room for the longest frame.
+const LEN: usize = MAX_CHUNK + 2 * FRAME_OVERHEAD;
+
+/// What is left of a frame that the server did not take in time: `LEFT` bytes from `FROM` on.
+static BYTES: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+static FROM: AtomicUsize = AtomicUsize::new(0);
+static LEFT: AtomicUsize = AtomicUsize::new(0);
+
+pub(super) fn init() -> Result<(), Complaint> {
+    BYTES.store(params::map(LEN)?, Ordering::Release);
+    Ok(())
+}
+
+/// Forgets what is left, when the stream that it belongs to is gone.
+pub(super) fn clear() {
+    LEFT.store(0, Ordering::Relaxed);
+}
+
+/// Sends a frame; one that has begun counts as delivered, and its rest goes first next time.
+pub(super) fn send(fd: BorrowedFd<'_>, frame: &[IoSlice<'_>]) -> Result<(), Undelivered> {
+    let _turn = lock::take()?;
+    finish_begun(fd)?;
+    let total: usize = frame.iter().map(|part| part.as_slice().len()).sum();
+    let sent = loop {
+        match send_once(fd, frame) {
+            Ok(sent) => break sent,
+            Err(errno) => again(fd, failure(errno))?,
+        }
+    };
+    if sent < total {
+        keep_rest(frame, sent);
+        // A stall here loses nothing: the rest is kept.
+        let _ = finish_begun(fd);
+    }
+    Ok(())
+}
+
+fn again(fd: BorrowedFd<'_>, failure: Failure) -> Result<(), Undelivered> {
+    match failure {
+        Failure::Again => Ok(()),
+        Failure::Full => stall::wait_for_room(fd),
+        Failure::Gone => {
+            clear();
+            super::close(fd);
+            Err(Undelivered::Absent)
+        }
+    }
+}
+
+fn finish_begun(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
+    loop {
+        let (from, left) = (FROM.load(Ordering::Relaxed), LEFT.load(Ordering::Relaxed));
+        if left == 0 {
+            return Ok(());
+        }
+        // SAFETY: `keep_rest` wrote these bytes of the mapping, and whoever has the turn has it alone.
+        let rest = unsafe { core::slice::from_raw_parts(BYTES.load(Ordering::Acquire).add(from), left) };
+        match send_once(fd, &[IoSlice::new(rest)]) {
+            Ok(sent) => {
+                stall::end();
+                FROM.store(from + sent, Ordering::Relaxed);
+                LEFT.store(left - sent, Ordering::Relaxed);
+            }
+            Err(errno) => again(fd, failure(errno))?,
+        }
+    }
+}
+
+fn keep_rest(frame: &[IoSlice<'_>], sent: usize) {
+    let (mut skip, mut kept) = (sent, 0);
+    for part in frame.iter().map(IoSlice::as_slice) {
+        let rest = &part[skip.min(part.len())..];
+        skip -= part.len() - rest.len();
+        // Frames fit by construction; the bound keeps a mistake there from becoming one here.
+        let len = rest.len().min(LEN - kept);
+        // SAFETY: within the mapping, which nothing else refers to while this thread has the turn.
+        unsafe { BYTES.load(Ordering::Acquire).add(kept).copy_from_nonoverlapping(rest.as_ptr(), len) };
+        kept += len;
+    }
+    FROM.store(0, Ordering::Relaxed);
+    LEFT.store(kept, Ordering::Relaxed);
+}

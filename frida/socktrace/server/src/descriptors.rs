@@ -1,0 +1,23 @@
+//! How many file descriptors there are to spend, and on what.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The most payload files kept open: past some hundred, opening again costs less than what the kernel holds for each.
+const MAX_OPEN_PAYLOADS: u64 = 512;
+/// The fewest, however low the limit is: below that every event would open a file.
+const MIN_OPEN_PAYLOADS: u64 = 16;
+
+/// Raises the soft limit on descriptors to the hard one, which takes no privilege: every stream agent needs one.
+///
+/// The soft limit is low by default for the sake of select(2), which is not used here. Failure changes nothing.
+/// Children inherit the limit: a program that starts others of the user's must not call this before.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// How many payload files may be open at once: at most half of the soft limit, the rest is for agents.
+pub(crate) fn payload_share() -> usize {
+    let soft = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from((soft / 2).clamp(MIN_OPEN_PAYLOADS, MAX_OPEN_PAYLOADS)).expect("at most 512")
+}

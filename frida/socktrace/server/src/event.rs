@@ -1,0 +1,327 @@
+//! One line of `events.jsonl`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use gttr::{Ext, Frame, FrameType};
+use serde::{Deserialize, Serialize};
+
+use crate::util::safe_filename;
+
+/// What an event reports; the first field of its line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum EventType {
+    /// A connection began or was found.
+    Open,
+    /// The last descriptor of a connection was closed, or one direction was shut.
+    Close,
+    /// A socket listens, or a datagram socket is bound.
+    Listen,
+    /// Bytes moved.
+    Data,
+    /// The agent began to load.
+    Init,
+    /// The agent is in place.
+    Ready,
+    /// The agent could not do something.
+    Error,
+    /// Something was not recorded, by the agent or by the server.
+    Lost,
+    /// A traced process introduces itself.
+    Start,
+    /// A traced process was forked from another traced one.
+    Fork,
+    /// A traced process is about to execute another program.
+    Exec,
+    /// A traced process ends.
+    Exit,
+    /// The server started.
+    HostInit,
+    /// The server ends; the last line it writes.
+    HostShutdown,
+    /// The server received bytes that are no frame it knows.
+    BadFrame,
+    /// A type that a newer server wrote.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// Which way bytes moved, seen from the traced process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Received by the traced process.
+    In,
+    /// Sent by the traced process.
+    Out,
+}
+
+impl Direction {
+    /// What follows the base name of a payload file.
+    pub const fn file_suffix(self) -> &'static str {
+        match self {
+            Self::In => ".in.bin",
+            Self::Out => ".out.bin",
+        }
+    }
+}
+
+/// Text of an event, borrowed from the frame or the line it was read from where it can be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+
+impl<'a> Text<'a> {
+    /// Text of an agent: bytes outside 32..=126 become `\xNN`, as in a path (docs/gttr.md, "Names").
+    pub fn escaped(bytes: &'a [u8]) -> Self {
+        let printable = bytes.iter().all(|b| matches!(b, 32..=126));
+        if printable && let Ok(text) = std::str::from_utf8(bytes) {
+            return Self(Cow::Borrowed(text));
+        }
+        let mut escaped = vec![0; 4 * bytes.len()];
+        let len = gttr::escape_path(bytes, &mut escaped);
+        Self(Cow::Owned(String::from_utf8_lossy(&escaped[..len]).into_owned()))
+    }
+}
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+}
+
+/// One line per field that an event may lack.
+macro_rules! event {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty,)+) => {
+        /// An event. The fields are written in this order; what an event has no value for is left out.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, bound(deserialize = "'de: 'a"))]
+        pub struct Event<'a> {
+            /// What the event reports.
+            #[serde(rename = "type")]
+            pub kind: EventType,
+            /// When, in milliseconds since the Unix epoch: in the agent, or in the server for its own events.
+            pub ts_ms: u64,
+            $(
+                $(#[doc = $doc])+
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $name: Option<$type>,
+            )+
+        }
+    };
+}
+
+event! {
+    /// The descriptor's number in the traced process, -1 where none applies; absent in the server's own events.
+    fd: i32,
+    /// Which way the bytes moved.
+    direction: Direction,
+    /// The socket's file-system path or `@name`.
+    path: Text<'a>,
+    /// Which connection.
+    conn_id: Text<'a>,
+    /// Base name of the payload files where `conn_id` cannot be it.
+    file: Text<'a>,
+    /// Bytes captured (data), or bytes that were no frame (bad_frame).
+    size: u64,
+    /// Which call or circumstance it was.
+    how: Text<'a>,
+    /// What the agent says.
+    raw: Text<'a>,
+    /// Process id, as the process itself sees it.
+    pid: u32,
+    /// Thread id, as the process itself sees it.
+    tid: u32,
+    /// Number of the event within its process, from 1 without gaps.
+    seq: u64,
+    /// When, in nanoseconds since the Unix epoch.
+    ts_ns: u64,
+    /// The libc function that was called.
+    call: Text<'a>,
+    /// Bytes that the call moved, also when fewer were captured.
+    total: u64,
+    /// Bytes that the process moved before in this direction (data); where in the payload file bytes are missing (lost).
+    offset: u64,
+    /// Which part of its call's capture this is, from 0.
+    part: u32,
+    /// Into how many parts the call's capture was split.
+    parts: u32,
+    /// Process id of the parent.
+    ppid: u32,
+    /// Path of the process's executable.
+    exe: Text<'a>,
+    /// Inode number of the socket.
+    inode: u64,
+    /// `stream`, `dgram` or `seqpacket`; any other type is its number.
+    socket_type: Text<'a>,
+    /// Process id of the other end.
+    peer_pid: u32,
+    /// User id of the other end.
+    peer_uid: u32,
+    /// Group id of the other end.
+    peer_gid: u32,
+    /// The process id that the connection was inherited from.
+    inherited_from: u32,
+    /// Inode number of the socket at the other end.
+    peer_inode: u64,
+    /// Path of the peer process's executable.
+    peer_exe: Text<'a>,
+    /// Events lost (lost), or events recorded (host_shutdown).
+    events: u64,
+    /// Payload bytes lost (lost), or payload bytes recorded (host_shutdown).
+    bytes: u64,
+    /// Why.
+    reason: Text<'a>,
+    /// When the first lost event happened, in nanoseconds since the Unix epoch.
+    since_ns: u64,
+    /// When the last lost event happened, in nanoseconds since the Unix epoch.
+    until_ns: u64,
+    /// What is wrong with the bytes.
+    error: Text<'a>,
+    /// Path of the server's socket.
+    sock: Text<'a>,
+    /// The server's output directory.
+    out_dir: Text<'a>,
+    /// Type of the server's socket: `dgram` or `stream`.
+    sock_type: Text<'a>,
+    /// The server's version.
+    version: Text<'a>,
+}
+
+impl<'a> Event<'a> {
+    /// An event that happens now, in the server.
+    pub fn now(kind: EventType) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ts_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        Self { kind, ts_ms, ..Self::default() }
+    }
+
+    /// `size` bytes that are no frame, and why.
+    pub fn bad_frame(error: &'a str, size: usize) -> Self {
+        Self { error: Some(error.into()), size: Some(size as u64), ..Self::now(EventType::BadFrame) }
+    }
+
+    /// What a frame reports (docs/gttr.md, "The frame"). A frame of a type without a name becomes a `bad_frame` event.
+    pub fn from_frame(frame: &Frame<'a>) -> Self {
+        let kind = match frame.kind {
+            FrameType::Open => EventType::Open,
+            FrameType::Close => EventType::Close,
+            FrameType::Listen => EventType::Listen,
+            FrameType::Data => EventType::Data,
+            FrameType::Init => EventType::Init,
+            FrameType::Ready => EventType::Ready,
+            FrameType::Error => EventType::Error,
+            FrameType::Lost => EventType::Lost,
+            FrameType::Start => EventType::Start,
+            FrameType::Fork => EventType::Fork,
+            FrameType::Exec => EventType::Exec,
+            FrameType::Exit => EventType::Exit,
+            FrameType::Other(n) => {
+                return Self {
+                    error: Some(Text(format!("unknown frame type {n}").into())),
+                    ..Self::bad_frame("", frame.encoded_len())
+                };
+            }
+        };
+        let mut event = Self { kind, ts_ms: frame.ts_ms, fd: Some(frame.fd), ..Self::default() };
+        event.direction = match frame.direction {
+            gttr::Direction::None => None,
+            gttr::Direction::In => Some(Direction::In),
+            gttr::Direction::Out => Some(Direction::Out),
+        };
+        let speaks_of_a_path = matches!(kind, EventType::Open | EventType::Listen | EventType::Data);
+        if speaks_of_a_path || !frame.path.is_empty() {
+            event.path = Some(Text::escaped(frame.path));
+        }
+        event.how = frame.how().map(Text::escaped);
+        if let Some(conn_id) = frame.conn_id() {
+            event.conn_id = Some(Text::escaped(conn_id));
+            if kind == EventType::Data {
+                let name = safe_filename(conn_id);
+                event.file = (name.as_bytes() != conn_id).then_some(Text(name));
+            }
+        }
+        match kind {
+            EventType::Data => event.size = Some(frame.payload.len() as u64),
+            EventType::Lost => event.reason = Some(Text::escaped(frame.conn)),
+            EventType::Init | EventType::Ready | EventType::Error => event.raw = Some(Text::escaped(frame.conn)),
+            EventType::Start | EventType::Fork | EventType::Exec | EventType::Exit if !frame.conn.is_empty() => {
+                event.raw = Some(Text::escaped(frame.conn));
+            }
+            _ => {}
+        }
+        for value in frame.ext.iter() {
+            event.set_extension(value);
+        }
+        event
+    }
+
+    fn set_extension(&mut self, value: Ext<'a>) {
+        match value {
+            Ext::Seq(v) => self.seq = Some(v),
+            Ext::Pid(v) => self.pid = Some(v),
+            Ext::Tid(v) => self.tid = Some(v),
+            Ext::TsNs(v) => self.ts_ns = Some(v),
+            Ext::Call(v) => self.call = Some(Text::escaped(v)),
+            Ext::Total(v) => self.total = Some(v),
+            Ext::Offset(v) => self.offset = Some(v),
+            Ext::Part(v) => self.part = Some(v),
+            Ext::Parts(v) => self.parts = Some(v),
+            Ext::Ppid(v) => self.ppid = Some(v),
+            Ext::Exe(v) => self.exe = Some(Text::escaped(v)),
+            Ext::LostEvents(v) => self.events = Some(v),
+            Ext::LostBytes(v) => self.bytes = Some(v),
+            Ext::LostSince(v) => self.since_ns = Some(v),
+            Ext::LostUntil(v) => self.until_ns = Some(v),
+            Ext::Inode(v) => self.inode = Some(v),
+            Ext::SocketType(v) => self.socket_type = Some(socket_type_name(v)),
+            Ext::PeerPid(v) => self.peer_pid = Some(v),
+            Ext::PeerUid(v) => self.peer_uid = Some(v),
+            Ext::PeerGid(v) => self.peer_gid = Some(v),
+            Ext::InheritedFrom(v) => self.inherited_from = Some(v),
+            Ext::PeerInode(v) => self.peer_inode = Some(v),
+            Ext::PeerExe(v) => self.peer_exe = Some(Text::escaped(v)),
+            // A newer agent's value: the rest of the frame is understood all the same.
+            _ => {}
+        }
+    }
+
+    /// Base name of the payload files of the event's connection, to which [`Direction::file_suffix`] is added.
+    ///
+    /// None where there is no connection, and where the name would lead out of the directory, which none that
+    /// [`Event::from_frame`] makes does.
+    pub fn payload_file(&self) -> Option<&str> {
+        let name = self.file.as_deref().or(self.conn_id.as_deref())?;
+        let inside = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+        inside.then_some(name)
+    }
+}
+
+fn socket_type_name(number: u8) -> Text<'static> {
+    // The numbers of socket(2), which are the same on every architecture but MIPS.
+    Text(match number {
+        1 => Cow::Borrowed("stream"),
+        2 => Cow::Borrowed("dgram"),
+        5 => Cow::Borrowed("seqpacket"),
+        n => Cow::Owned(n.to_string()),
+    })
+}

@@ -1,0 +1,33 @@
+//! What happens to a message once it has left the traced process: receive, decode, record.
+//!
+//! ```text
+//! listen ─► receive ─► decode ─► Sink ─┬► Recorder: events.jsonl and payload files
+//! (bind)    (bytes)  │ (Event)         └► a live view, an exporter, …
+//!                    └ here the thread changes: agents need not wait for a disk
+//! ```
+//!
+//! [`listen`] makes the socket, [`receive`] takes bytes from it and knows nothing of their meaning, [`decode`] makes
+//! [`Event`]s of bytes and knows nothing of sockets, [`record`] writes them down. Whatever an agent sends is
+//! untrusted in every one of them.
+
+pub mod decode;
+mod descriptors;
+pub mod event;
+mod events_file;
+pub mod listen;
+mod notice;
+mod outage;
+mod payload;
+pub mod receive;
+pub mod record;
+pub mod sink;
+pub mod stop;
+pub mod util;
+
+pub use descriptors::raise_descriptor_limit;
+pub use event::{Event, EventType};
+pub use listen::{Bound, SockType};
+pub use notice::notice;
+pub use record::Recorder;
+pub use sink::Sink;
+pub use stop::{Stop, StopHandle};

@@ -1,0 +1,183 @@
+//! The socket that agents send to: made without taking anything from anybody, and removed by its owner only.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_to, connect, listen, socket_with,
+};
+
+/// Only the user who runs the server may send to it.
+const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// Agents that may wait to be accepted; the kernel cuts this to net.core.somaxconn (listen(2)).
+const BACKLOG: i32 = 4096;
+/// The longest path an address holds beside its final NUL (unix(7)).
+const MAX_PATH_LEN: usize = 107;
+
+/// How agents send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SockType {
+    /// One frame a datagram. An agent that is faster than the server finds the queue full and counts what it lost.
+    ///
+    /// How many datagrams wait is the system's `net.unix.max_dgram_qlen`; SO_RCVBUF has no effect here (unix(7)).
+    #[default]
+    Dgram,
+    /// Frames one after the other, a connection per agent.
+    Stream,
+}
+
+impl SockType {
+    /// As on the command line and in `host_init`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dgram => "dgram",
+            Self::Stream => "stream",
+        }
+    }
+
+    const fn to_kernel(self) -> SocketType {
+        match self {
+            Self::Dgram => SocketType::DGRAM,
+            Self::Stream => SocketType::STREAM,
+        }
+    }
+}
+
+impl fmt::Display for SockType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for SockType {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "dgram" => Ok(Self::Dgram),
+            "stream" => Ok(Self::Stream),
+            _ => bail!("a socket type is dgram or stream, not {text}"),
+        }
+    }
+}
+
+/// A bound socket. Dropping it removes the socket file, unless another has taken its place.
+#[derive(Debug)]
+pub struct Bound {
+    socket: OwnedFd,
+    sock_type: SockType,
+    path: PathBuf,
+    /// Device and inode of the socket file.
+    identity: (u64, u64),
+}
+
+impl Bound {
+    /// The type it was bound with.
+    pub fn sock_type(&self) -> SockType {
+        self.sock_type
+    }
+
+    /// The path it was bound to.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Binds a non-blocking socket, with mode 0600 from its first moment, and listens on it if it is a stream socket.
+///
+/// A socket file that nobody serves any more is replaced.
+///
+/// # Errors
+///
+/// One line that names the path and what to do: too long, something else than a socket is there, another server
+/// serves it, no such folder, not permitted.
+pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound> {
+    let len = path.as_os_str().as_bytes().len();
+    if len == 0 {
+        bail!("the socket path is empty: give the path that agents are to send to");
+    }
+    if len > MAX_PATH_LEN {
+        bail!(
+            "{}: a socket path has at most {MAX_PATH_LEN} bytes and this one has {len}: choose a shorter one",
+            path.display()
+        );
+    }
+    let address = SocketAddrUnix::new(path).with_context(|| format!("{}: not a socket path", path.display()))?;
+    remove_stale(path, &address, sock_type)?;
+
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, sock_type.to_kernel(), flags, None).context("socket(2)")?;
+    // On Linux the socket file gets the mode that the socket itself has; unlike umask(2) this is not the process's.
+    rustix::fs::fchmod(&socket, SOCKET_MODE).context("fchmod(2) on the socket")?;
+    bind_to(&socket, &address).map_err(|e| explain(path, e))?;
+    let metadata = fs::symlink_metadata(path).with_context(|| format!("{}: gone again", path.display()))?;
+    let bound = Bound { socket, sock_type, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
+    if sock_type == SockType::Stream {
+        listen(&bound.socket, BACKLOG).with_context(|| format!("{}: listen(2)", path.display()))?;
+    }
+    Ok(bound)
+}
+
+/// Makes room for a new socket if a dead one is in its place, and refuses whatever else is there.
+fn remove_stale(path: &Path, address: &SocketAddrUnix, sock_type: SockType) -> Result<()> {
+    let shown = path.display();
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(explain(path, Errno::from_io_error(&e).unwrap_or(Errno::IO))),
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("{shown}: exists and is not a socket: remove it or choose another path");
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = socket_with(AddressFamily::UNIX, sock_type.to_kernel(), flags, None).context("socket(2)")?;
+    match connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ACCESS) => bail!("{shown}: a socket of another user's: choose another path"),
+        // Connected, or somebody is there with another type (EPROTOTYPE), a full queue (EAGAIN), another peer (EPERM).
+        _ => bail!("{shown}: already in use by another server: stop that one or choose another path"),
+    }
+    fs::remove_file(path).map_err(|e| anyhow!("{shown}: a stale socket that cannot be removed: {e}"))
+}
+
+fn explain(path: &Path, error: Errno) -> anyhow::Error {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let (path, folder) = (path.display(), folder.display());
+    match error {
+        Errno::NOENT => anyhow!("{path}: the folder {folder} does not exist: create it or choose another path"),
+        Errno::NOTDIR => anyhow!("{path}: {folder} is not a folder: choose another path"),
+        Errno::ACCESS | Errno::PERM => {
+            anyhow!("{path}: not permitted: choose a folder that you may write to")
+        }
+        Errno::ROFS => anyhow!("{path}: {folder} is read-only: choose another path"),
+        Errno::ADDRINUSE => anyhow!("{path}: already in use: another server was started at the same moment"),
+        error => anyhow!("{path}: cannot bind the socket: {error}"),
+    }
+}

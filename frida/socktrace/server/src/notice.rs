@@ -1,0 +1,14 @@
+//! Lines for the user on standard error.
+
+use std::io::Write;
+use std::path::Path;
+
+/// Writes one line to standard error, with the program's name before it.
+///
+/// Not `eprintln!`, which panics when standard error is closed or on a full disk: the server goes on.
+pub fn notice(text: &str) {
+    let program = std::env::args_os().next();
+    let program = program.as_deref().and_then(|p| Path::new(p).file_name()).and_then(|p| p.to_str());
+    let line = format!("{}: {text}\n", program.unwrap_or("socktrace-server"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}

@@ -1,0 +1,173 @@
+//! Bytes from sockets, without a runtime: a thread that blocks in poll(2) and takes what arrives, so that agents need
+//! not wait, and the caller's thread, which decodes and hands on.
+
+mod dgram;
+mod handoff;
+mod stream;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::decode;
+use crate::event::{Event, EventType};
+use crate::listen::{Bound, SockType};
+use crate::sink::Sink;
+use crate::stop::{Stop, StopHandle};
+use handoff::{Arrived, Handoff};
+
+/// With nothing new for so long, what is held back is flushed: long enough to catch the next event of a busy agent,
+/// too short for anybody who watches.
+const IDLE_FLUSH: Duration = Duration::from_millis(5);
+/// What is held back is flushed after so long also when there is always something new.
+const MAX_FLUSH: Duration = Duration::from_millis(100);
+/// How often a sink that could not pass everything on is asked to try again.
+const RETRY_FLUSH: Duration = Duration::from_millis(200);
+/// How long the end may take, however much agents have left in their sockets.
+const MAX_DRAIN: Duration = Duration::from_secs(2);
+
+/// Where bytes come from.
+trait Source: AsFd + Send {
+    /// Takes some of what has arrived, without blocking on the socket, and returns how many things that was:
+    /// datagrams, reads, agents that came or went. Zero: nothing is there.
+    ///
+    /// # Errors
+    ///
+    /// Those after which the socket is of no use.
+    fn receive(&mut self, to: &Handoff) -> io::Result<usize>;
+
+    /// When `receive` is to be called although nothing arrives.
+    fn retry_after(&self) -> Option<Duration>;
+
+    /// From now on agents cannot send (they get EPIPE, and so know what they lost); what they have sent stays.
+    fn shut(&mut self);
+}
+
+/// Why receiving has ended, and whether all that agents had sent was received.
+struct End {
+    reason: &'static str,
+    complete: bool,
+}
+
+/// Receives from a socket until `stop` says so, then drains it, and returns the reason.
+///
+/// The drain ends when all that has arrived is taken, after at most 2 s. Events go to `sink`, on the caller's thread;
+/// it is flushed at the end, too.
+///
+/// # Errors
+///
+/// The socket, poll(2) or epoll(7) has failed.
+pub fn run(bound: &Bound, stop: &Stop, sink: &mut dyn Sink) -> io::Result<&'static str> {
+    let mut source: Box<dyn Source + '_> = match bound.sock_type() {
+        SockType::Dgram => Box::new(dgram::Datagrams::new(bound.as_fd())),
+        SockType::Stream => Box::new(stream::Agents::new(bound.as_fd())?),
+    };
+    let handoff = Handoff::default();
+    let mut streams = decode::Streams::default();
+    let end = thread::scope(|scope| {
+        let receiver = thread::Builder::new().name("receive".into()).spawn_scoped(scope, || {
+            let _closer = handoff.closer();
+            let reason = receive_until(stop, source.as_mut(), &handoff)?;
+            let complete = drain(source.as_mut(), &handoff)?;
+            Ok(End { reason, complete })
+        })?;
+        let release = Release { handoff: &handoff, stop: stop.handle() };
+        hand_on(&handoff, bound.sock_type(), &mut streams, sink);
+        drop(release);
+        receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    streams.finish(sink);
+    if matches!(end, Ok(End { complete: false, .. })) {
+        let reason = "the server had to stop before it had read all that agents had sent";
+        sink.event(&Event { reason: Some(reason.into()), ..Event::now(EventType::Lost) }, b"");
+    }
+    sink.flush();
+    end.map(|end| end.reason)
+}
+
+/// Lets the receiving thread end when the recording one panics, which would wait for it for ever.
+struct Release<'a> {
+    handoff: &'a Handoff,
+    stop: StopHandle,
+}
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.handoff.abandon();
+            self.stop.stop();
+        }
+    }
+}
+
+fn receive_until(stop: &Stop, source: &mut dyn Source, to: &Handoff) -> io::Result<&'static str> {
+    loop {
+        if let Some(reason) = stop.reason() {
+            return Ok(reason);
+        }
+        let retry_after = source.retry_after();
+        if wait(source.as_fd(), stop.as_fd(), retry_after)? || retry_after.is_some() {
+            source.receive(to)?;
+        }
+    }
+}
+
+/// Receives what has already arrived; returns whether that was all.
+fn drain(source: &mut dyn Source, to: &Handoff) -> io::Result<bool> {
+    source.shut();
+    let start = Instant::now();
+    while source.receive(to)? > 0 {
+        if start.elapsed() > MAX_DRAIN {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Decodes what arrives and hands it on, until nothing more will come.
+fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, sink: &mut dyn Sink) {
+    // Since when something is held back, and whether the sink has said that it is stuck.
+    let mut held_since: Option<Instant> = None;
+    let mut stuck = false;
+    let mut arrived = Arrived::default();
+    loop {
+        let flush_in = match held_since {
+            Some(since) => Some(MAX_FLUSH.saturating_sub(since.elapsed()).min(IDLE_FLUSH)),
+            None => stuck.then_some(RETRY_FLUSH),
+        };
+        if !from.take(&mut arrived, flush_in) {
+            return;
+        }
+        for (part, bytes) in arrived.iter() {
+            match sock_type {
+                SockType::Dgram => decode::datagram(bytes, part.sent_len, sink),
+                SockType::Stream if part.end => streams.end(part.from, sink),
+                SockType::Stream => streams.feed(part.from, bytes, sink),
+            }
+        }
+        let now = Instant::now();
+        if !arrived.is_empty() {
+            held_since.get_or_insert(now);
+        }
+        let overdue = held_since.is_some_and(|since| now - since >= MAX_FLUSH);
+        if overdue || (arrived.is_empty() && flush_in.is_some()) {
+            stuck = !sink.flush();
+            held_since = None;
+        }
+    }
+}
+
+/// Waits until something has arrived, a stop is asked for, or the time is over; returns whether something arrived.
+fn wait(source: BorrowedFd<'_>, stop: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
+    let mut fds = [PollFd::from_borrowed_fd(source, PollFlags::IN), PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+    let timeout = timeout.map(|t| Timespec { tv_sec: 0, tv_nsec: t.subsec_nanos().into() });
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => Ok(!fds[0].revents().is_empty()),
+        Err(Errno::INTR) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,166 @@
+//! What has arrived, on its way from the thread that receives to the one that records.
+//!
+//! The kernel holds few datagrams for us (net.unix.max_dgram_qlen is 10 by default), so receiving must not wait for
+//! a disk. Two buffers are enough: one fills while the other is worked off, then they change places.
+
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// When so many bytes wait, receiving waits, too, and agents find their sockets full.
+const MAX_WAITING: usize = 64 << 20;
+/// What a part costs beside its bytes, so that many empty ones are bounded, too.
+const PART_COST: usize = size_of::<Part>();
+/// Room that a buffer keeps, in bytes.
+const KEPT_CAPACITY: usize = 4 << 20;
+
+/// A datagram, or what one read from a stream gave.
+pub(super) struct Part {
+    /// Which agent; 0 for datagrams.
+    pub(super) from: u64,
+    /// Bytes received.
+    len: usize,
+    /// Length of the datagram as sent.
+    pub(super) sent_len: usize,
+    /// Nothing more comes from this agent.
+    pub(super) end: bool,
+}
+
+/// Parts in the order they arrived.
+#[derive(Default)]
+pub(super) struct Arrived {
+    bytes: Vec<u8>,
+    parts: Vec<Part>,
+}
+
+impl Arrived {
+    /// The parts with their bytes.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Part, &[u8])> {
+        let mut rest = &*self.bytes;
+        self.parts.iter().map(move |part| {
+            let (bytes, behind) = rest.split_at(part.len);
+            rest = behind;
+            (part, bytes)
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_CAPACITY);
+        self.parts.clear();
+        self.parts.shrink_to(KEPT_CAPACITY / PART_COST);
+    }
+
+    fn cost(&self) -> usize {
+        self.bytes.len() + self.parts.len() * PART_COST
+    }
+}
+
+#[derive(Default)]
+struct State {
+    arrived: Arrived,
+    /// The recorder sleeps until something arrives. Waking nobody would still be a system call.
+    asleep: bool,
+    /// Nothing more will arrive.
+    closed: bool,
+    /// Nobody will take anything any more.
+    abandoned: bool,
+}
+
+/// Where the two threads meet.
+#[derive(Default)]
+pub(super) struct Handoff {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Handoff {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked left the state whole: each change is one step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds parts; waits first while too much is waiting.
+    ///
+    /// # Errors
+    ///
+    /// The recording thread is gone.
+    pub(super) fn put<'a>(&self, parts: impl Iterator<Item = (Part, &'a [u8])>) -> io::Result<()> {
+        let mut state = self.lock();
+        while state.arrived.cost() >= MAX_WAITING && !state.abandoned {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.abandoned {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        for (part, bytes) in parts {
+            state.arrived.bytes.extend_from_slice(bytes);
+            state.arrived.parts.push(part);
+        }
+        if std::mem::take(&mut state.asleep) {
+            self.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    /// Waits until something has arrived or the time is over, and gives all that there is for an emptied `arrived`;
+    /// returns false when that is nothing and nothing more will come.
+    pub(super) fn take(&self, arrived: &mut Arrived, timeout: Option<Duration>) -> bool {
+        arrived.clear();
+        let mut state = self.lock();
+        if state.arrived.is_empty() && !state.closed {
+            state.asleep = true;
+            let waiting = |state: &mut State| state.asleep && !state.closed;
+            state = match timeout {
+                Some(timeout) => {
+                    let waited = self.changed.wait_timeout_while(state, timeout, waiting);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.asleep = false;
+        }
+        let was_full = state.arrived.cost() >= MAX_WAITING;
+        std::mem::swap(&mut state.arrived, arrived);
+        if was_full {
+            self.changed.notify_all();
+        }
+        !(state.closed && arrived.is_empty())
+    }
+
+    /// Closes the handoff when dropped, also by a panic, so that the recorder does not wait for ever.
+    pub(super) fn closer(&self) -> Closer<'_> {
+        Closer(self)
+    }
+
+    /// Tells the receiver that nobody takes what it receives.
+    pub(super) fn abandon(&self) {
+        self.lock().abandoned = true;
+        self.changed.notify_all();
+    }
+}
+
+pub(super) struct Closer<'a>(&'a Handoff);
+
+impl Drop for Closer<'_> {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Part {
+    /// A datagram of `sent_len` bytes, of which `len` were received.
+    pub(super) fn datagram(len: usize, sent_len: usize) -> Self {
+        Self { from: 0, len, sent_len, end: false }
+    }
+
+    /// Bytes of an agent's stream; none: it has ended.
+    pub(super) fn of_stream(from: u64, len: usize) -> Self {
+        Self { from, len, sent_len: len, end: len == 0 }
+    }
+}

@@ -1,0 +1,215 @@
+//! The output directory: `events.jsonl`, and per connection and direction a payload file.
+//!
+//! A disk that is full or fails does not end the recording. What is pending is kept while it fits in memory; what does
+//! not is counted, and the counts are written as `lost` events where the lost would have stood, once there is room.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fd::AsFd;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use crate::event::{Event, EventType, Text};
+use crate::events_file::{EventsFile, NAME};
+use crate::listen::Bound;
+use crate::notice::notice;
+use crate::outage::{Failure, Outage};
+use crate::payload::Payloads;
+use crate::sink::Sink;
+
+/// The output directory is its owner's only: payloads hold secrets.
+const FOLDER_MODE: u32 = 0o700;
+
+/// Records events and payloads in an output directory.
+#[derive(Debug)]
+pub struct Recorder {
+    folder: PathBuf,
+    events: EventsFile,
+    payloads: Payloads,
+    outage: Option<Outage>,
+    /// Events taken that came from agents.
+    taken: u64,
+    /// Events lost.
+    lost: u64,
+    /// What this outage has cost so far and is already reported in `events.jsonl`.
+    reported_events: u64,
+    reported_bytes: u64,
+}
+
+impl Recorder {
+    /// Opens an output directory; makes it, with mode 0700 and its parents, if there is none.
+    ///
+    /// An existing `events.jsonl` is appended to. If its last line is torn, as a power failure may leave it, that line
+    /// is taken off and reported as lost.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the path and what to do: not a directory, not permitted, another server records there.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let shown = folder.display();
+        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                anyhow!("{shown}: not a directory: choose another path for the output")
+            }
+            _ => anyhow!("{shown}: cannot make the output directory: {e}"),
+        })?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = openat(CWD, folder, flags, Mode::empty()).with_context(|| format!("{shown}: cannot be opened"))?;
+        let (events, torn) = EventsFile::open(handle.as_fd(), folder)?;
+        let mut recorder = Self {
+            folder: folder.to_owned(),
+            events,
+            payloads: Payloads::new(handle),
+            outage: None,
+            taken: 0,
+            lost: 0,
+            reported_events: 0,
+            reported_bytes: 0,
+        };
+        if torn {
+            notice(&format!("{}: the last line was torn and is taken off", folder.join(NAME).display()));
+            let reason = Some("the last line of events.jsonl was torn".into());
+            recorder.events.push(&Event { events: Some(1), reason, ..Event::now(EventType::Lost) });
+        }
+        Ok(recorder)
+    }
+
+    /// Writes the first event, which says who records from where to where.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written: one line that names the directory.
+    pub fn begin(&mut self, bound: &Bound) -> Result<()> {
+        self.events.push(&Event {
+            pid: Some(std::process::id()),
+            sock: Some(Text::escaped(bound.path().as_os_str().as_bytes())),
+            out_dir: Some(Text::escaped(self.folder.as_os_str().as_bytes())),
+            sock_type: Some(bound.sock_type().name().into()),
+            version: Some(env!("CARGO_PKG_VERSION").into()),
+            ..Event::now(EventType::HostInit)
+        });
+        match self.events.write() {
+            Ok(()) => Ok(()),
+            Err(failure) => bail!("{}: cannot be written to: {}", self.folder.display(), failure.reason()),
+        }
+    }
+
+    /// Writes everything, and the last event, which says why the recording ends. What cannot be written now is lost,
+    /// which is said on standard error.
+    pub fn finish(mut self, reason: &str) {
+        self.write();
+        let outage = self.outage.is_some();
+        self.payloads.give_up();
+        let mut lost_bytes = self.payloads.lost();
+        if self.events.failure().is_none() {
+            self.report_losses();
+            lost_bytes = 0;
+        }
+        self.events.push(&Event {
+            reason: Some(reason.into()),
+            events: Some(self.taken.saturating_sub(self.lost)),
+            bytes: Some(self.payloads.written()),
+            ..Event::now(EventType::HostShutdown)
+        });
+        let mut lost_events = 0;
+        if self.events.write().is_err() {
+            // The last event itself is nobody's loss.
+            lost_events = self.events.unwritten().saturating_sub(1);
+        }
+        if outage || lost_events > 0 {
+            notice(&format!(
+                "{} events and {} payload bytes could not be written to {} and are lost",
+                self.reported_events + lost_events,
+                self.reported_bytes + lost_bytes,
+                self.folder.display()
+            ));
+        }
+    }
+
+    /// Writes what is pending, unless that failed a moment ago; returns whether all is written.
+    fn write_if_due(&mut self) -> bool {
+        if self.outage.as_mut().is_some_and(|outage| !outage.is_retry_due()) {
+            return false;
+        }
+        self.write();
+        self.outage.is_none()
+    }
+
+    fn write(&mut self) {
+        // Payloads first: whoever follows the events finds the bytes that they speak of.
+        let payloads = self.payloads.write();
+        let events = self.events.write();
+        let mut failure = events.err().or(payloads.err());
+        if self.events.failure().is_none() {
+            self.report_losses();
+            failure = failure.or(self.events.write().err());
+        }
+        match (failure, self.outage.is_some()) {
+            (Some(failure), false) => {
+                self.outage = Some(Outage::begin());
+                (self.reported_events, self.reported_bytes) = (0, 0);
+                self.tell_begin(failure);
+            }
+            (None, true) => {
+                self.outage = None;
+                self.tell_end();
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds `lost` events for what could not be written.
+    fn report_losses(&mut self) {
+        if let Some((lost, failure)) = self.events.take_lost() {
+            self.lost += lost;
+            self.reported_events += lost;
+            let reason = Some(failure.reason());
+            self.events.push(&Event { events: Some(lost), reason, ..Event::now(EventType::Lost) });
+        }
+        let (events, reported) = (&mut self.events, &mut self.reported_bytes);
+        self.payloads.take_losses(&mut |lost| {
+            *reported += lost.bytes.unwrap_or(0);
+            events.push(lost);
+        });
+    }
+
+    fn tell_begin(&self, failure: Failure) {
+        let folder = self.folder.display();
+        match failure.0 {
+            Errno::NOSPC | Errno::DQUOT => notice(&format!(
+                "no space left for {folder}: events and payloads are dropped and counted until there is room"
+            )),
+            error => notice(&format!(
+                "{folder} cannot be written to ({error}): events and payloads are dropped and counted until it can"
+            )),
+        }
+    }
+
+    fn tell_end(&self) {
+        let (events, bytes) = (self.reported_events, self.reported_bytes);
+        let folder = self.folder.display();
+        notice(&format!("{folder} can be written to again: {events} events and {bytes} payload bytes were lost"));
+    }
+}
+
+impl Sink for Recorder {
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
+        if event.kind == EventType::Data {
+            self.payloads.push(event, payload);
+        }
+        self.events.push(event);
+        self.taken += 1;
+        if self.events.is_full() || self.payloads.is_full() {
+            self.write_if_due();
+        }
+    }
+
+    fn flush(&mut self) -> bool {
+        self.write_if_due()
+    }
+}

@@ -1,0 +1,14 @@
+//! The seam between receiving and whatever is done with events.
+
+use crate::event::Event;
+
+/// Takes events in the order they arrived.
+pub trait Sink {
+    /// Takes one event and the bytes that its frame carried; a data event's are those that moved.
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]);
+
+    /// Passes on what has been held back. Called when no more has arrived for a moment, and at least every 100 ms.
+    ///
+    /// Returns false if something could not be passed on and `flush` is to be called again although no event comes.
+    fn flush(&mut self) -> bool;
+}
