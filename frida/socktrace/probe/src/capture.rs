@@ -4,7 +4,6 @@ use core::ffi::c_void;
 
 use gttr::{Direction, Ext, FrameType};
 use rustix::fd::BorrowedFd;
-use rustix::io::IoSlice;
 
 use crate::address::Address;
 use crate::connection::{Connection, Description, Handle, Kind};
@@ -59,7 +58,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// Up to `max` bytes in up to `MAX_PARTS` parts; how many parts.
-    fn next(&mut self, max: u64, parts: &mut [IoSlice<'a>; MAX_PARTS]) -> usize {
+    fn next(&mut self, max: u64, parts: &mut [&'a [u8]; MAX_PARTS]) -> usize {
         let (mut room, mut count) = (max, 0);
         while self.left > 0 && room > 0 && count < MAX_PARTS {
             let Some(buffer) = self.buffers.get(self.index) else {
@@ -75,7 +74,7 @@ impl<'a> Cursor<'a> {
             let len = (rest as u64).min(self.left).min(room) as usize;
             // SAFETY: the kernel has just read or written these bytes for the program. They only go to the kernel
             // again, which answers with EFAULT, not with a signal, should another thread have unmapped them.
-            parts[count] = IoSlice::new(unsafe { core::slice::from_raw_parts(buffer.base.add(self.offset), len) });
+            parts[count] = unsafe { core::slice::from_raw_parts(buffer.base.add(self.offset), len) };
             count += 1;
             self.offset += len;
             self.left -= len as u64;
@@ -271,7 +270,7 @@ struct Data<'a> {
 impl Data<'_> {
     fn emit(&self, start: Cursor<'_>, path: Option<&[u8]>) {
         let chunk = transport::chunk();
-        let mut iov = [IoSlice::new(&[]); MAX_PARTS];
+        let mut iov = [&[][..]; MAX_PARTS];
         let mut count = start;
         let mut parts = 0;
         while {
@@ -286,7 +285,7 @@ impl Data<'_> {
         }
     }
 
-    fn emit_part(&self, payload: &[IoSlice<'_>], part: u32, parts: u32, path: Option<&[u8]>) {
+    fn emit_part(&self, payload: &[&[u8]], part: u32, parts: u32, path: Option<&[u8]>) {
         let description = self.connection.description();
         let values = [
             Ext::Call(self.call.name.as_bytes()),

@@ -3,7 +3,6 @@
 use core::sync::atomic::Ordering;
 
 use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
-use rustix::io::IoSlice;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::process::{self, Who};
@@ -13,6 +12,8 @@ use crate::transport::{self, Undelivered};
 pub(crate) const MAX_PARTS: usize = 16;
 /// A header, a path, three parts of conn, and extensions.
 const OTHER_PARTS: usize = 6;
+/// Parts of a frame.
+pub(crate) const MAX_FRAME_PARTS: usize = MAX_PARTS + OTHER_PARTS;
 /// Bytes of the extension values that any event may have.
 const EXT_LEN: usize = 192;
 
@@ -73,14 +74,14 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 /// Sends an event, after the report of what was lost before it; whether it was delivered. One that was not is counted.
-pub(crate) fn emit(event: &Event<'_>, payload: &[IoSlice<'_>]) -> bool {
+pub(crate) fn emit(event: &Event<'_>, payload: &[&[u8]]) -> bool {
     emit_sized::<EXT_LEN>(event, payload)
 }
 
 /// [`emit`] for events with values of up to `N` bytes.
-pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[IoSlice<'_>]) -> bool {
+pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[&[u8]]) -> bool {
     let who = process::who();
-    let bytes = payload.iter().map(|part| part.as_slice().len() as u64).sum();
+    let bytes = payload.iter().map(|part| part.len() as u64).sum();
     let sent = match report_losses(&who, event.ts_ns) {
         Ok(()) => send::<N>(event, payload, &who, process::next_seq(&who)),
         Err(why) => {
@@ -91,7 +92,7 @@ pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[IoSlice<'
     sent.map_err(|why| count_loss(bytes, event.ts_ns, why.into())).is_ok()
 }
 
-fn send<const N: usize>(event: &Event<'_>, payload: &[IoSlice<'_>], who: &Who, seq: u64) -> Result<(), Undelivered> {
+fn send<const N: usize>(event: &Event<'_>, payload: &[&[u8]], who: &Who, seq: u64) -> Result<(), Undelivered> {
     if !transport::is_reachable(event.ts_ns) {
         return Err(Undelivered::Absent);
     }
@@ -106,7 +107,7 @@ fn send<const N: usize>(event: &Event<'_>, payload: &[IoSlice<'_>], who: &Who, s
     for value in event.values {
         ext.put(*value);
     }
-    let payload_len: usize = payload.iter().map(|part| part.as_slice().len()).sum();
+    let payload_len: usize = payload.iter().map(|part| part.len()).sum();
     let header = Header {
         kind: event.kind,
         flags: FLAG_EXTENDED | if event.kind == FrameType::Data { FLAG_PAYLOAD } else { 0 },
@@ -120,10 +121,10 @@ fn send<const N: usize>(event: &Event<'_>, payload: &[IoSlice<'_>], who: &Who, s
         payload_len: payload_len as u32,
     }
     .to_bytes();
-    let mut parts = [IoSlice::new(&[]); MAX_PARTS + OTHER_PARTS];
+    let mut parts = [&[][..]; MAX_FRAME_PARTS];
     let mut len = 0;
-    let head = [&header[..], event.path, event.conn[0], event.conn[1], event.conn[2]].map(IoSlice::new);
-    for part in head.iter().chain(payload).chain(&[IoSlice::new(ext.bytes())]) {
+    let head = [&header[..], event.path, event.conn[0], event.conn[1], event.conn[2]];
+    for part in head.iter().chain(payload).chain(&[ext.bytes()]) {
         parts[len] = *part;
         len += 1;
     }

@@ -16,6 +16,7 @@ use rustix::net::{
     socket_with,
 };
 
+use crate::emit::MAX_FRAME_PARTS;
 use crate::params::{self, Complaint, Transport};
 use crate::process;
 
@@ -202,7 +203,7 @@ pub(crate) fn is_reachable(now_ns: u64) -> bool {
 }
 
 /// Sends one frame, whole or not at all.
-pub(crate) fn send(frame: &[IoSlice<'_>], now_ns: u64) -> Result<(), Undelivered> {
+pub(crate) fn send(frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
     let Some(fd) = reach(now_ns) else { return Err(Undelivered::Absent) };
     let sent = match params::get().transport {
         Transport::Dgram => send_datagram(fd, frame, now_ns),
@@ -229,11 +230,15 @@ fn failure(errno: Errno) -> Failure {
     }
 }
 
-fn send_once(fd: BorrowedFd<'_>, frame: &[IoSlice<'_>]) -> Result<usize, Errno> {
-    sendmsg(fd, frame, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+fn send_once(fd: BorrowedFd<'_>, frame: &[&[u8]]) -> Result<usize, Errno> {
+    let mut parts = [IoSlice::new(&[]); MAX_FRAME_PARTS];
+    for (to, part) in parts.iter_mut().zip(frame) {
+        *to = IoSlice::new(part);
+    }
+    sendmsg(fd, &parts[..frame.len()], &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
 }
 
-fn send_datagram(fd: BorrowedFd<'_>, frame: &[IoSlice<'_>], now_ns: u64) -> Result<(), Undelivered> {
+fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
     let mut fd = fd;
     let mut reconnected = false;
     loop {

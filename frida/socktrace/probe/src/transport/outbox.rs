@@ -3,7 +3,6 @@
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use rustix::fd::BorrowedFd;
-use rustix::io::IoSlice;
 
 use super::{FRAME_OVERHEAD, Failure, MAX_CHUNK, Undelivered, failure, lock, send_once, stall};
 use crate::params::{self, Complaint};
@@ -27,10 +26,10 @@ pub(super) fn clear() {
 }
 
 /// Sends a frame; one that has begun counts as delivered, and its rest goes first next time.
-pub(super) fn send(fd: BorrowedFd<'_>, frame: &[IoSlice<'_>]) -> Result<(), Undelivered> {
+pub(super) fn send(fd: BorrowedFd<'_>, frame: &[&[u8]]) -> Result<(), Undelivered> {
     let _turn = lock::take()?;
     finish_begun(fd)?;
-    let total: usize = frame.iter().map(|part| part.as_slice().len()).sum();
+    let total: usize = frame.iter().map(|part| part.len()).sum();
     let sent = loop {
         match send_once(fd, frame) {
             Ok(sent) => break sent,
@@ -65,7 +64,7 @@ fn finish_begun(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
         }
         // SAFETY: `keep_rest` wrote these bytes of the mapping, and whoever has the turn has it alone.
         let rest = unsafe { core::slice::from_raw_parts(BYTES.load(Ordering::Acquire).add(from), left) };
-        match send_once(fd, &[IoSlice::new(rest)]) {
+        match send_once(fd, &[rest]) {
             Ok(sent) => {
                 stall::end();
                 FROM.store(from + sent, Ordering::Relaxed);
@@ -76,9 +75,9 @@ fn finish_begun(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
     }
 }
 
-fn keep_rest(frame: &[IoSlice<'_>], sent: usize) {
+fn keep_rest(frame: &[&[u8]], sent: usize) {
     let (mut skip, mut kept) = (sent, 0);
-    for part in frame.iter().map(IoSlice::as_slice) {
+    for part in frame {
         let rest = &part[skip.min(part.len())..];
         skip -= part.len() - rest.len();
         // Frames fit by construction; the bound keeps a mistake there from becoming one here.

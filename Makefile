@@ -1,0 +1,47 @@
+# `make demo` traces a real program, `make test` runs every test; each sets up what it needs below target/.
+PYTHON ?= python3
+SERVER = $(CURDIR)/frida/socktrace/server/target/release/socktrace-server
+AGENT = $(CURDIR)/frida/socktrace/agent.js
+VENV = $(CURDIR)/target/venv
+VENV16 = $(CURDIR)/target/venv-frida16
+
+export SOCKTRACE_SERVER = $(SERVER)
+export SOCKTRACE_AGENT = $(AGENT)
+export SOCKTRACE_FRIDA = $(VENV)/bin/frida
+export SOCKTRACE_FRIDA16 = $(VENV16)/bin/frida
+
+.PHONY: all demo test lint clean build
+
+all: build
+
+build:
+	@$(MAKE) --no-print-directory -C frida/socktrace/server
+
+demo: build $(VENV)/ready
+	@$(VENV)/bin/python demo/demo.py
+
+test: build $(VENV)/ready $(VENV16)/ready
+	cargo test --locked --workspace
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+# A Python environment with the pinned Frida of that list.
+$(VENV)/ready: frida/socktrace/agent/requirements.txt
+	@$(call make-venv,$(VENV),$<)
+
+$(VENV16)/ready: frida/socktrace/agent/requirements-frida16.txt
+	@$(call make-venv,$(VENV16),$<)
+
+define make-venv
+command -v $(PYTHON) >/dev/null || { echo "socktrace: '$(PYTHON)' is missing: install Python 3.8 or later (Debian, Ubuntu: apt install python3 python3-venv)" >&2; exit 1; }; \
+$(PYTHON) -m venv --clear $(1) >/dev/null || { echo "socktrace: '$(PYTHON) -m venv' does not work: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }; \
+echo "Installing Frida ($(2)) into $(1)"; \
+$(1)/bin/pip install --quiet --disable-pip-version-check -r $(2) || { echo "socktrace: pip could not install $(2): is PyPI within reach?" >&2; exit 1; }; \
+touch $@
+endef
+
+clean:
+	$(MAKE) -C frida/socktrace/server clean
+	cargo clean
