@@ -125,6 +125,14 @@ pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
     install(fd, connection::allocate(&new).map_or(Slot::Unknown, Slot::Traced));
 }
 
+/// socketpair(2).
+pub(crate) fn socketpair(pair: [i32; 2], domain: i32, socket_type: i32) {
+    for fd in pair {
+        socket(fd, domain, socket_type);
+        // Open from the start, but announced with its first bytes: most pairs are a program's own plumbing.
+    }
+}
+
 /// The socket that a call named, asking the kernel for one that is not known.
 fn known(fd: i32) -> Option<Handle> {
     match descriptors::get(fd) {

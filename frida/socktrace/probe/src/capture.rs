@@ -7,10 +7,11 @@ use rustix::fd::BorrowedFd;
 
 use crate::address::Address;
 use crate::connection::{Connection, Description, Handle, Kind};
+use crate::control::EXE_EXT_LEN;
 use crate::descriptors::{self, Slot};
-use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit, now_ns};
+use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit, emit_sized, now_ns};
 use crate::name::SocketPath;
-use crate::{params, process, scan, transport};
+use crate::{params, peer, process, scan, transport};
 
 /// A buffer of readv(2) and writev(2).
 #[derive(Clone, Copy, Debug)]
@@ -245,14 +246,35 @@ pub(crate) fn announce_as(connection: &Connection, ts_ns: u64, prefix: &str) {
         how[len..len + part.len()].copy_from_slice(part.as_bytes());
         len += part.len();
     }
+    let peer = peer::Peer::of(description.fd, description.inode);
+    /// Inode, type, and five values of the peer.
+    const MAX_VALUES: usize = 7;
+    let mut values = [Ext::Inode(description.inode); MAX_VALUES];
+    let mut count = 1;
+    let mut put = |value| {
+        values[count] = value;
+        count += 1;
+    };
+    put(Ext::SocketType(description.socket_type as u8));
+    if let Some(peer) = &peer {
+        if peer.pid != 0 {
+            put(Ext::PeerPid(peer.pid));
+            put(Ext::PeerUid(peer.uid));
+            put(Ext::PeerGid(peer.gid));
+            put(Ext::PeerExe(peer.exe.as_bytes()));
+        }
+        if peer.inode != 0 {
+            put(Ext::PeerInode(u64::from(peer.inode)));
+        }
+    }
     let event = Event {
         fd: description.fd,
         path: description.path.as_bytes(),
         conn: [description.id.as_bytes(), &how[..len], b""],
-        values: &[Ext::Inode(description.inode), Ext::SocketType(description.socket_type as u8)],
+        values: &values[..count],
         ..Event::new(FrameType::Open, ts_ns)
     };
-    if emit(&event, &[]) {
+    if emit_sized::<EXE_EXT_LEN>(&event, &[]) {
         connection.set_announced_in(transport::session());
     }
 }

@@ -11,12 +11,11 @@ use crate::emit::{Event, emit, emit_sized, now_ns};
 use crate::hooks::{Hook, TABLE};
 use crate::name::Text;
 use crate::params::{self, Complaint, Params, Transport};
+use crate::peer::MAX_EXE_LEN;
 use crate::{connection, descriptors, process, scan, transport};
 
-/// The longest path of an executable that an event shows, in bytes.
-const MAX_EXE_LEN: usize = 1024;
-/// Bytes of the extension values of an event that shows one.
-const EXE_EXT_LEN: usize = MAX_EXE_LEN + 128;
+/// Bytes of the extension values of an event that shows the path of an executable.
+pub(crate) const EXE_EXT_LEN: usize = MAX_EXE_LEN + 192;
 
 const IDLE: u32 = 0;
 const STARTING: u32 = 1;
@@ -65,7 +64,7 @@ pub unsafe extern "C" fn socktrace_hooks(count: *mut usize) -> *const Hook {
     TABLE.as_ptr()
 }
 
-fn start(text: &[u8]) -> Result<(), Complaint> {
+pub(crate) fn start(text: &[u8]) -> Result<(), Complaint> {
     if STATE.compare_exchange(IDLE, STARTING, Ordering::AcqRel, Ordering::Acquire).is_err() {
         return Err("already");
     }

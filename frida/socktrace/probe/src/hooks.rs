@@ -13,7 +13,7 @@ use gttr::Direction::{In, Out};
 
 use crate::capture::{Buffers, Call, IoVec, Peer};
 use crate::descriptors::Slot;
-use crate::{calls, control, process, transport};
+use crate::{calls, control, exec, process, transport};
 
 /// One row of the table, as the loader reads it: three pointers.
 #[derive(Debug)]
@@ -77,6 +77,15 @@ fn find_libc_function(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     address
 }
 
+/// Looks every function up, for hooks that run where dlsym(3) must not: in signal handlers, between vfork and exec.
+#[cfg(feature = "standalone")]
+pub(crate) fn find_all_libc_functions() {
+    for hook in TABLE {
+        // SAFETY: made by `concat!` with a NUL at its end.
+        libc_function(hook.libc, unsafe { CStr::from_ptr(hook.name) });
+    }
+}
+
 /// Flags of recv(2).
 const MSG_PEEK: c_int = 0x2;
 const MSG_TRUNC: c_int = 0x20;
@@ -133,6 +142,14 @@ hooks! {
         let fd = libc(domain, kind, protocol);
         calls::socket(fd, domain, kind);
         fd
+    }
+
+    fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pair: *mut [c_int; 2]) -> c_int |libc| {
+        let result = libc(domain, kind, protocol, pair);
+        if result == 0 {
+            calls::socketpair(*pair, domain, kind);
+        }
+        result
     }
 
     fn bind(fd: c_int, address: *const c_void, len: c_uint) -> c_int |libc| {
@@ -353,6 +370,54 @@ hooks! {
             process::notice_fork();
         }
         pid
+    }
+
+    fn execve(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
+        exec::with_probe(envp, |envp| libc(path, argv, envp))
+    }
+
+    fn execvpe(file: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
+        exec::with_probe(envp, |envp| libc(file, argv, envp))
+    }
+
+    fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
+        exec::with_probe(envp, |envp| libc(fd, argv, envp))
+    }
+
+    fn execveat(
+        directory: c_int, path: *const c_char, argv: *const *const c_char, envp: *const *const c_char, flags: c_int
+    ) -> c_int |libc| {
+        exec::with_probe(envp, |envp| libc(directory, path, argv, envp, flags))
+    }
+
+    /// Takes the program's own environment, which may have lost the probe since.
+    fn execv(path: *const c_char, argv: *const *const c_char) -> c_int |libc| {
+        match exec::own_environment_without_probe() {
+            Some(envp) => execve(path, argv, envp),
+            None => libc(path, argv),
+        }
+    }
+
+    /// As execv.
+    fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int |libc| {
+        match exec::own_environment_without_probe() {
+            Some(envp) => execvpe(file, argv, envp),
+            None => libc(file, argv),
+        }
+    }
+
+    fn posix_spawn(
+        pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void,
+        argv: *const *const c_char, envp: *const *const c_char
+    ) -> c_int |libc| {
+        exec::with_probe(envp, |envp| libc(pid, path, actions, attributes, argv, envp))
+    }
+
+    fn posix_spawnp(
+        pid: *mut c_int, file: *const c_char, actions: *const c_void, attributes: *const c_void,
+        argv: *const *const c_char, envp: *const *const c_char
+    ) -> c_int |libc| {
+        exec::with_probe(envp, |envp| libc(pid, file, actions, attributes, argv, envp))
     }
 
     /// Every register passed through: how many arguments there are depends on the first.

@@ -16,9 +16,13 @@ mod connection;
 mod control;
 mod descriptors;
 mod emit;
+mod exec;
 mod hooks;
 mod name;
 mod params;
+mod peer;
+#[cfg(feature = "standalone")]
+mod preload;
 mod process;
 mod scan;
 #[cfg(feature = "standalone")]

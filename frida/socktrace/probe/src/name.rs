@@ -55,8 +55,13 @@ impl<const N: usize> Text<N> {
         })
     }
 
+    /// Fills it by a function that writes to a buffer and gives the length written.
+    pub(crate) fn fill(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) {
+        self.len = fill(&mut self.bytes).min(N);
+    }
+
     /// With a NUL behind it, for a system call.
-    fn as_c_str(&mut self) -> Option<&CStr> {
+    pub(crate) fn as_c_str(&mut self) -> Option<&CStr> {
         *self.bytes.get_mut(self.len)? = 0;
         CStr::from_bytes_with_nul(&self.bytes[..=self.len]).ok()
     }

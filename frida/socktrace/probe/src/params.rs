@@ -30,6 +30,8 @@ pub(crate) struct Params {
     pub(crate) max_fds: u32,
     /// Bytes captured of a call's payload.
     pub(crate) max_bytes: u64,
+    /// Whether programs that this one executes are traced too (a preloaded probe).
+    pub(crate) follow_children: bool,
     /// `socket_path` values.
     socket_paths: SocketPaths,
     /// Descriptors that are not the program's: `ignore_fd` values.
@@ -85,6 +87,7 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
         transport: Transport::Dgram,
         max_fds: 4096,
         max_bytes: 4096,
+        follow_children: true,
         socket_paths: SocketPaths { text, key: b"socket_path" },
         ignored: SocketPaths { text, key: b"ignore_fd" },
     };
@@ -105,6 +108,13 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
             b"max_bytes" => {
                 params.max_bytes = number(value).ok_or("max_bytes: takes a whole number from 0 up")?;
             }
+            b"follow_children" => {
+                params.follow_children = match value {
+                    b"0" => false,
+                    b"1" => true,
+                    _ => return Err("follow_children: takes 0 or 1"),
+                }
+            }
             b"socket_path" | b"ignore_fd" => {}
             _ => return Err("unknown parameter: the agent and its probe do not belong together"),
         }
@@ -124,6 +134,7 @@ static NOTHING: Params = Params {
     transport: Transport::Dgram,
     max_fds: 0,
     max_bytes: 0,
+    follow_children: false,
     socket_paths: SocketPaths { text: b"", key: b"" },
     ignored: SocketPaths { text: b"", key: b"" },
 };

@@ -1,8 +1,10 @@
 //! Sockets that the probe has not seen being made: what the kernel says of them.
 
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fd::BorrowedFd;
+use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
@@ -32,21 +34,41 @@ pub(crate) struct Found {
 /// Looks at every descriptor in the table.
 pub(crate) fn all() -> Found {
     let mut found = Found::default();
-    for fd in 0..descriptors::len() {
-        if descriptors::get(fd) != Slot::Unknown {
-            continue;
-        }
-        if params::get().is_ignored(fd) || transport::own_fd() == Some(fd) {
-            descriptors::replace(fd, Slot::Other);
-            continue;
-        }
-        match discover(fd, PREEXISTING).connection().map(|connection| connection.kind()) {
-            Some(Kind::Listening) => found.listeners += 1,
-            Some(_) => found.connections += 1,
-            None => {}
-        }
+    if !for_each_open(|fd| look_at(fd, &mut found)) {
+        (0..descriptors::len()).for_each(|fd| look_at(fd, &mut found));
     }
     found
+}
+
+/// Calls a function for every descriptor that the process has open; whether it could find out.
+fn for_each_open(mut call: impl FnMut(i32)) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(folder) = openat(CWD, c"/proc/self/fd", flags, Mode::empty()) else { return false };
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 1024];
+    let mut entries = RawDir::new(&folder, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let Ok(entry) = entry else { return false };
+        let fd = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
+        if let Some(fd) = fd.filter(|&fd| fd < descriptors::len() && fd != folder.as_raw_fd()) {
+            call(fd);
+        }
+    }
+    true
+}
+
+fn look_at(fd: i32, found: &mut Found) {
+    if descriptors::get(fd) != Slot::Unknown {
+        return;
+    }
+    if params::get().is_ignored(fd) || transport::own_fd() == Some(fd) {
+        descriptors::replace(fd, Slot::Other);
+        return;
+    }
+    match discover(fd, PREEXISTING).connection().map(|connection| connection.kind()) {
+        Some(Kind::Listening) => found.listeners += 1,
+        Some(_) => found.connections += 1,
+        None => {}
+    }
 }
 
 fn address(of: rustix::io::Result<SocketAddrAny>) -> Option<Address> {

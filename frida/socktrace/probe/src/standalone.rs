@@ -19,6 +19,11 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 global_asm!(
     ".weak dlsym",
     ".weak __errno_location",
+    ".weak environ",
+    ".hidden socktrace_environ",
+    ".globl socktrace_environ",
+    "socktrace_environ: mov rax, qword ptr [rip + environ@GOTPCREL]",
+    "ret",
     ".hidden socktrace_dlsym",
     ".globl socktrace_dlsym",
     "socktrace_dlsym: mov rax, qword ptr [rip + dlsym@GOTPCREL]",
@@ -93,6 +98,7 @@ compile_error!("the probe has been built for x86_64 only: src/standalone.rs has 
 
 unsafe extern "C" {
     fn socktrace_dlsym() -> Option<unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>;
+    fn socktrace_environ() -> *const *const *const c_char;
     fn socktrace_errno_location() -> Option<unsafe extern "C" fn() -> *mut c_int>;
 }
 
@@ -100,6 +106,13 @@ unsafe extern "C" {
 pub(crate) fn next_symbol(name: &CStr) -> *mut c_void {
     // SAFETY: dlsym(3), if this program has it.
     unsafe { socktrace_dlsym().map_or(core::ptr::null_mut(), |dlsym| dlsym(RTLD_NEXT, name.as_ptr())) }
+}
+
+/// The program's environment as it is now, `environ` of environ(7).
+pub(crate) fn own_environment() -> Option<*const *const c_char> {
+    // SAFETY: the address of libc's variable, if this program has it.
+    let envp = unsafe { socktrace_environ().as_ref().copied()? };
+    (!envp.is_null()).then_some(envp)
 }
 
 /// Sets the program's `errno`.

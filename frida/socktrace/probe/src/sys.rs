@@ -2,6 +2,8 @@
 
 use core::arch::asm;
 
+use rustix::fd::{AsRawFd, BorrowedFd};
+
 /// Every signal's bit, as rt_sigprocmask(2) takes it.
 pub(crate) type SignalSet = u64;
 
@@ -11,17 +13,18 @@ const SIG_SETMASK: usize = 2;
 #[cfg(target_arch = "x86_64")]
 mod number {
     pub(super) const RT_SIGPROCMASK: usize = 14;
+    pub(super) const GETSOCKOPT: usize = 55;
     #[cfg(feature = "standalone")]
     pub(super) const EXIT_GROUP: usize = 231;
 }
 
 #[cfg(target_arch = "x86_64")]
-unsafe fn syscall4(number: usize, a: usize, b: usize, c: usize, d: usize) -> usize {
+unsafe fn syscall(number: usize, [a, b, c, d, e]: [usize; 5]) -> usize {
     let result;
     // SAFETY: the kernel keeps every register but these; what the call does is the caller's to answer for.
     unsafe {
         asm!(
-            "syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            "syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
             lateout("rcx") _, lateout("r11") _, options(nostack),
         );
     }
@@ -31,23 +34,29 @@ unsafe fn syscall4(number: usize, a: usize, b: usize, c: usize, d: usize) -> usi
 /// `rt_sigprocmask(SIG_BLOCK)` of every signal; the mask that was in force.
 pub(crate) fn hold_off_signals() -> SignalSet {
     let (all, mut before): (SignalSet, SignalSet) = (!0, 0);
-    // SAFETY: both point to a signal set of the size given; on failure `before` stays empty.
-    unsafe {
-        syscall4(
-            number::RT_SIGPROCMASK,
-            SIG_BLOCK,
-            &raw const all as usize,
-            &raw mut before as usize,
-            size_of_val(&all),
-        )
-    };
+    let args = [SIG_BLOCK, &raw const all as usize, &raw mut before as usize, size_of_val(&all), 0];
+    // SAFETY: both point to a signal set of the size given.
+    unsafe { syscall(number::RT_SIGPROCMASK, args) };
     before
 }
 
 /// `rt_sigprocmask(SIG_SETMASK)` of a mask that [`hold_off_signals`] gave.
 pub(crate) fn set_signal_mask(mask: SignalSet) {
     // SAFETY: points to a signal set of the size given.
-    unsafe { syscall4(number::RT_SIGPROCMASK, SIG_SETMASK, &raw const mask as usize, 0, size_of_val(&mask)) };
+    unsafe { syscall(number::RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as usize, 0, size_of_val(&mask), 0]) };
+}
+
+/// `getsockopt(SO_PEERCRED)`: pid, uid and gid of the other end; `None` where there is none. Not rustix's, whose pid
+/// may not be 0, as it is for a peer in a pid namespace that cannot be seen from here.
+pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> Option<[u32; 3]> {
+    const SOL_SOCKET: usize = 1;
+    const SO_PEERCRED: usize = 17;
+    let (mut credentials, mut len) = ([0_u32; 3], size_of::<[u32; 3]>() as u32);
+    let fd = socket.as_raw_fd().cast_unsigned() as usize;
+    let args = [fd, SOL_SOCKET, SO_PEERCRED, &raw mut credentials as usize, &raw mut len as usize];
+    // SAFETY: points to room for a `struct ucred` and to its length.
+    let result = unsafe { syscall(number::GETSOCKOPT, args) };
+    (result == 0 && credentials[0] != 0).then_some(credentials)
 }
 
 /// `exit_group(2)`.
@@ -55,6 +64,6 @@ pub(crate) fn set_signal_mask(mask: SignalSet) {
 pub(crate) fn exit_group(status: usize) -> ! {
     loop {
         // SAFETY: ends the process.
-        unsafe { syscall4(number::EXIT_GROUP, status, 0, 0, 0) };
+        unsafe { syscall(number::EXIT_GROUP, [status, 0, 0, 0, 0]) };
     }
 }
