@@ -9,12 +9,14 @@
 /* The probe's shared object, in base64, by Process.arch. */
 const PROBES = /*@PROBES@*/ {};
 
-const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram' };
+const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram', preload: '' };
 const MAX_MAX_FDS = 1048576;
 const MAX_PATH_BYTES = 107; /* sun_path less its NUL, unix(7) */
 const POINTER = Process.pointerSize;
 
 let loaded = null;
+/* What this script has replaced: function, slot of its address. */
+const replaced = [];
 
 rpc.exports = {
   init(stage, parameters) {
@@ -29,23 +31,54 @@ rpc.exports = {
       throw error;
     }
   },
+
+  /* The script is unloaded, not eternalized: leave no trace but the library, which a blocked call may return to. */
+  dispose() {
+    if (loaded === null || replaced.length === 0) {
+      return;
+    }
+    loaded.stop();
+    replaced.forEach(({ target }) => Interceptor.revert(target));
+    Interceptor.flush();
+    replaced.forEach(({ target, slot }) => slot.writePointer(target));
+    loaded.setHooked(0);
+  },
 };
 
 function load(given) {
-  const text = encode(check(given));
-  const probe = loadProbe();
+  const running = findProbe();
+  if (isStop(given)) {
+    if (running !== null) {
+      running.stop();
+    }
+    return running;
+  }
+  const parameters = check(given);
+  const text = encode(parameters);
+  if (running !== null) {
+    ownDescriptors(parameters.max_fds).forEach((fd) => running.ignore(fd));
+  }
+  const probe = running || loadProbe();
   const complaint = probe.init(text.bytes, text.length);
   if (!complaint.isNull()) {
     const message = complaint.readUtf8String();
-    /* A script that was loaded before, or another copy of this one. */
+    /* By a script that was loaded before this one. */
     if (message === 'already') {
       return probe;
     }
     throw new Error('socktrace: ' + message);
   }
-  probe.islands = replaceCalls(probe);
+  if (!probe.isHooked()) {
+    probe.islands = replaceCalls(probe);
+    probe.setHooked(1);
+  }
   probe.ready();
   return probe;
+}
+
+/* `{"stop": true}` makes the hooks of a probe that is in the process quiet; the next load wakes them. */
+function isStop(given) {
+  return typeof given === 'object' && given !== null && given.stop === true && Object.keys(given).length === 1;
 }
 
 /* Parameters */
@@ -83,6 +116,9 @@ function check(given) {
   if (p.out_sock_type !== 'dgram' && p.out_sock_type !== 'stream') {
     complain('out_sock_type', '"dgram" or "stream", as socktrace-server was started with');
   }
+  if (p.preload !== '' && (!isPath(p.preload) || !p.preload.startsWith('/'))) {
+    complain('preload', 'the absolute path of socktrace-probe.so, for programs that this one executes to load it from');
+  }
   return p;
 }
 
@@ -103,6 +139,7 @@ function encode(p) {
   const entries = [
     ['out_socket_path', p.out_socket_path],
     ['out_sock_type', p.out_sock_type],
+    ['preload', p.preload],
     ['max_fds', p.max_fds],
     ['max_bytes', p.max_bytes],
     ...p.socket_paths.map((path) => ['socket_path', path]),
@@ -154,13 +191,28 @@ function loadProbe() {
   } finally {
     file.close();
   }
+  return probeOf(module);
+}
+
+function probeOf(module) {
+  const hooked = module.getExportByName('socktrace_hooked');
   const fn = (name, result, args) => new NativeFunction(module.getExportByName(name), result, args);
   return {
     module,
     init: fn('socktrace_init', 'pointer', ['pointer', 'size_t']),
     ready: fn('socktrace_ready', 'void', []),
+    stop: fn('socktrace_stop', 'void', []),
+    ignore: fn('socktrace_ignore', 'void', ['int']),
     hooks: fn('socktrace_hooks', 'pointer', ['pointer']),
+    isHooked: () => hooked.readU32() !== 0,
+    setHooked: (value) => hooked.writeU32(value),
   };
+}
+
+/* The probe that another script, or LD_PRELOAD, has put into this process. */
+function findProbe() {
+  const module = Process.enumerateModules().find((m) => /socktrace-probe/.test(m.name) && m.findExportByName('socktrace_hooks') !== null);
+  return module === undefined ? null : probeOf(module);
 }
 
 function decodeBase64(text) {
@@ -259,6 +311,7 @@ function replaceCalls(probe) {
     const slot = row.add(2 * POINTER).readPointer();
     try {
       replace(target, replacement, slot, islands);
+      replaced.push({ target, slot });
     } catch (error) {
       missed.push(`${name} (${error.message})`);
     }

@@ -138,7 +138,7 @@ fn known(fd: i32) -> Option<Handle> {
     match descriptors::get(fd) {
         Slot::Traced(handle) => Some(handle),
         Slot::Other => None,
-        Slot::Unknown | Slot::Arrived => match scan::discover(fd, scan::FOUND) {
+        Slot::Unknown | Slot::Arrived => match scan::discover(fd) {
             Slot::Traced(handle) => Some(handle),
             _ => None,
         },

@@ -159,7 +159,7 @@ impl Call {
     /// looked at.
     fn connection(&self, ts_ns: u64, total: u64) -> Option<Handle> {
         let Slot::Traced(handle) = self.slot else {
-            return match scan::discover(self.fd, scan::FOUND) {
+            return match scan::discover(self.fd) {
                 Slot::Traced(handle) => Some(handle),
                 _ => None,
             };
@@ -185,7 +185,7 @@ impl Call {
         if process::owns_descriptors() && descriptors::replace_if(self.fd, self.slot, Slot::Arrived) {
             crate::calls::ended(self.slot, self.fd, "vanished");
         }
-        match scan::discover(self.fd, scan::FOUND) {
+        match scan::discover(self.fd) {
             Slot::Traced(handle) => Some(handle),
             _ => None,
         }

@@ -12,7 +12,7 @@ use crate::hooks::{Hook, TABLE};
 use crate::name::Text;
 use crate::params::{self, Complaint, Params, Transport};
 use crate::peer::MAX_EXE_LEN;
-use crate::{connection, descriptors, process, scan, transport};
+use crate::{connection, descriptors, exec, process, scan, transport};
 
 /// Bytes of the extension values of an event that shows the path of an executable.
 pub(crate) const EXE_EXT_LEN: usize = MAX_EXE_LEN + 192;
@@ -52,6 +52,28 @@ pub extern "C" fn socktrace_ready() {
     say(FrameType::Ready, text.as_bytes());
 }
 
+/// Makes the hooks quiet: they call libc's functions and do nothing else. Connections to the server are closed;
+/// [`socktrace_init`] starts anew, with other parameters.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub extern "C" fn socktrace_stop() {
+    if STATE.compare_exchange(STARTED, STARTING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        descriptors::stop();
+        transport::stop();
+        STATE.store(IDLE, Ordering::Release);
+    }
+}
+
+/// Whether the hooks are in place; for whoever puts them there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+#[allow(non_upper_case_globals, reason = "a name of the probe's interface")]
+pub static socktrace_hooked: AtomicU32 = AtomicU32::new(0);
+
+/// Makes a descriptor one that is not traced, as an `ignore_fd` parameter would have.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub extern "C" fn socktrace_ignore(fd: c_int) {
+    descriptors::replace(fd, descriptors::Slot::Other);
+}
+
 /// The table of hooks, and at `count` how many they are.
 ///
 /// # Safety
@@ -75,12 +97,16 @@ pub(crate) fn start(text: &[u8]) -> Result<(), Complaint> {
 
 fn prepare(text: &[u8]) -> Result<(), Complaint> {
     params::set(text)?;
+    scan::reset();
     let params = params::get();
     process::init()?;
     transport::init()?;
     connection::init(params.max_fds)?;
     say(FrameType::Init, describe(params).as_bytes());
     announce(FrameType::Start, "");
+    if let Some(path) = params.preload() {
+        exec::follow(path);
+    }
     // Last: from here on, hooks report.
     descriptors::init(params.max_fds)
 }

@@ -57,6 +57,11 @@ pub(crate) fn init(max_fds: u32) -> Result<(), Complaint> {
     Ok(())
 }
 
+/// Nothing is traced any more. The table stays mapped, for threads that are in the middle of a call.
+pub(crate) fn stop() {
+    LEN.store(0, Ordering::Release);
+}
+
 /// Descriptors from 0 that are traced.
 pub(crate) fn len() -> i32 {
     LEN.load(Ordering::Acquire).cast_signed()

@@ -18,7 +18,6 @@ const MAX_VALUE_LEN: usize = 4096;
 static PROBE_PATH: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Makes executed programs load the probe from this path, which stays in memory for good.
-#[cfg_attr(not(feature = "standalone"), expect(dead_code, reason = "only a preloaded probe follows"))]
 pub(crate) fn follow(path: &'static CStr) {
     PROBE_PATH.store(path.as_ptr().cast_mut(), Ordering::Release);
 }

@@ -30,5 +30,7 @@ mod standalone;
 mod sys;
 mod transport;
 
-pub use control::{socktrace_hooks, socktrace_init, socktrace_ready};
+pub use control::{
+    socktrace_hooked, socktrace_hooks, socktrace_ignore, socktrace_init, socktrace_ready, socktrace_stop,
+};
 pub use hooks::Hook;

@@ -2,6 +2,7 @@
 //!
 //! The loader has checked the types; lengths and ranges are checked here, so that every way in has the same limits.
 
+use core::ffi::CStr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
@@ -32,6 +33,8 @@ pub(crate) struct Params {
     pub(crate) max_bytes: u64,
     /// Whether programs that this one executes are traced too (a preloaded probe).
     pub(crate) follow_children: bool,
+    /// Where the probe lies as a file, for programs that this one executes to load it from; empty: nowhere.
+    preload: &'static [u8],
     /// `socket_path` values.
     socket_paths: SocketPaths,
     /// Descriptors that are not the program's: `ignore_fd` values.
@@ -61,6 +64,15 @@ impl Params {
         self.socket_paths
     }
 
+    /// The path for LD_PRELOAD of executed programs, if they are to be followed.
+    pub(crate) fn preload(&self) -> Option<&'static CStr> {
+        if self.preload.is_empty() || !self.follow_children {
+            return None;
+        }
+        // SAFETY: `keep` put a NUL behind every value, and keeps them for good.
+        Some(unsafe { CStr::from_ptr(self.preload.as_ptr().cast()) })
+    }
+
     pub(crate) fn is_ignored(&self, fd: i32) -> bool {
         self.ignored.iter().any(|value| number(value) == u64::try_from(fd).ok())
     }
@@ -88,6 +100,7 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
         max_fds: 4096,
         max_bytes: 4096,
         follow_children: true,
+        preload: b"",
         socket_paths: SocketPaths { text, key: b"socket_path" },
         ignored: SocketPaths { text, key: b"ignore_fd" },
     };
@@ -115,6 +128,7 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
                     _ => return Err("follow_children: takes 0 or 1"),
                 }
             }
+            b"preload" => params.preload = value,
             b"socket_path" | b"ignore_fd" => {}
             _ => return Err("unknown parameter: the agent and its probe do not belong together"),
         }
@@ -135,6 +149,7 @@ static NOTHING: Params = Params {
     max_fds: 0,
     max_bytes: 0,
     follow_children: false,
+    preload: b"",
     socket_paths: SocketPaths { text: b"", key: b"" },
     ignored: SocketPaths { text: b"", key: b"" },
 };
@@ -157,8 +172,8 @@ pub(crate) fn set(text: &[u8]) -> Result<(), Complaint> {
 }
 
 fn keep(text: &[u8]) -> Result<&'static [u8], Complaint> {
-    let at = map(text.len().max(1))?;
-    // SAFETY: mapped with at least this length, ours alone, never unmapped.
+    let at = map(text.len() + 1)?;
+    // SAFETY: mapped with this length and zeroed, so that a NUL follows; ours alone, never unmapped.
     unsafe {
         at.copy_from_nonoverlapping(text.as_ptr(), text.len());
         Ok(core::slice::from_raw_parts(at, text.len()))

@@ -44,6 +44,14 @@ impl Peer {
     }
 }
 
+/// Whether the other end is Frida's: it talks to its part in this process over a socket that it makes outside, where
+/// no hook sees it. Its programs are called `frida-…` or run from a folder that is.
+pub(crate) fn is_frida(socket: BorrowedFd<'_>) -> bool {
+    let Some([pid, ..]) = peer_credentials(socket) else { return false };
+    let exe = executable(pid);
+    exe.as_bytes().split(|&b| b == b'/').any(|component| component.starts_with(b"frida-"))
+}
+
 /// The path of a process's executable, empty where it may not be known.
 fn executable(pid: u32) -> Text<MAX_EXE_LEN> {
     let mut link = Text::<32>::new();

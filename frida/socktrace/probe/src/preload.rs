@@ -5,6 +5,7 @@
 
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -44,6 +45,7 @@ fn try_start() -> Option<()> {
     drop(file);
     hooks::find_all_libc_functions();
     control::start(&text[..len]).ok()?;
+    control::socktrace_hooked.store(1, Ordering::Relaxed);
     control::socktrace_ready();
     if params::get().follow_children {
         exec::follow(path);

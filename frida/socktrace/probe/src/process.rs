@@ -59,6 +59,11 @@ pub(crate) struct Who {
 
 /// Sets up the page that forked children do not inherit.
 pub(crate) fn init() -> Result<(), Complaint> {
+    if !OWN.load(Ordering::Acquire).is_null() {
+        // Started before: the process and its numbering go on.
+        notice_fork();
+        return Ok(());
+    }
     let page = params::map(PAGE_LEN)?;
     // SAFETY: a page of our own, freshly mapped.
     unsafe { madvise(page.cast(), PAGE_LEN, Advice::LinuxWipeOnFork) }

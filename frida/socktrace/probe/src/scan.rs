@@ -13,16 +13,15 @@ use crate::connection::{self, Kind, New};
 use crate::descriptors::{self, Slot};
 use crate::emit::now_ns;
 use crate::name::SocketPath;
-use crate::{calls, capture, params, process, transport};
+use crate::{calls, capture, params, peer, process, transport};
 
 /// How a socket became known, by which of its ends has a path: own, peer, none.
-pub(crate) struct How([&'static str; 3]);
+struct How([&'static str; 3]);
 
 /// Open when the probe was loaded.
-pub(crate) const PREEXISTING: How =
-    How(["preexisting:getsockname", "preexisting:getpeername", "preexisting:getsockname"]);
+const PREEXISTING: How = How(["preexisting:getsockname", "preexisting:getpeername", "preexisting:getsockname"]);
 /// Come later, by a way that no hook sees.
-pub(crate) const FOUND: How = How(["found:getsockname", "found:getpeername", "found:getsockname"]);
+const FOUND: How = How(["found:getsockname", "found:getpeername", "found:getsockname"]);
 
 /// What a scan found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,12 +32,28 @@ pub(crate) struct Found {
 
 /// Looks at every descriptor in the table.
 pub(crate) fn all() -> Found {
+    if !for_each_open(look_at) {
+        (0..descriptors::len()).for_each(look_at);
+    }
+    DONE.store(true, Ordering::Relaxed);
     let mut found = Found::default();
-    if !for_each_open(|fd| look_at(fd, &mut found)) {
-        (0..descriptors::len()).for_each(|fd| look_at(fd, &mut found));
+    for fd in 0..descriptors::len() {
+        match descriptors::get(fd).connection().map(|connection| connection.kind()) {
+            Some(Kind::Listening) => found.listeners += 1,
+            Some(_) => found.connections += 1,
+            None => {}
+        }
     }
     found
 }
+
+/// Before the probe starts anew.
+pub(crate) fn reset() {
+    DONE.store(false, Ordering::Relaxed);
+}
+
+/// Whether [`all`] has been through: what is found before was there before, also if a call on it was faster.
+static DONE: AtomicBool = AtomicBool::new(false);
 
 /// Calls a function for every descriptor that the process has open; whether it could find out.
 fn for_each_open(mut call: impl FnMut(i32)) -> bool {
@@ -56,7 +71,7 @@ fn for_each_open(mut call: impl FnMut(i32)) -> bool {
     true
 }
 
-fn look_at(fd: i32, found: &mut Found) {
+fn look_at(fd: i32) {
     if descriptors::get(fd) != Slot::Unknown {
         return;
     }
@@ -64,11 +79,7 @@ fn look_at(fd: i32, found: &mut Found) {
         descriptors::replace(fd, Slot::Other);
         return;
     }
-    match discover(fd, PREEXISTING).connection().map(|connection| connection.kind()) {
-        Some(Kind::Listening) => found.listeners += 1,
-        Some(_) => found.connections += 1,
-        None => {}
-    }
+    discover(fd);
 }
 
 fn address(of: rustix::io::Result<SocketAddrAny>) -> Option<Address> {
@@ -79,7 +90,7 @@ fn address(of: rustix::io::Result<SocketAddrAny>) -> Option<Address> {
 
 /// Asks the kernel what a descriptor is, and traces it if it is a UNIX socket that is asked for.
 #[cold]
-pub(crate) fn discover(fd: i32, how: How) -> Slot {
+pub(crate) fn discover(fd: i32) -> Slot {
     let before = descriptors::get(fd);
     if fd < 0 || fd >= descriptors::len() {
         note_beyond_table(fd);
@@ -102,7 +113,8 @@ pub(crate) fn discover(fd: i32, how: How) -> Slot {
             return Slot::Other;
         }
     }
-    let Some(slot) = examine(fd, socket, &how) else { return Slot::Unknown };
+    let how = if DONE.load(Ordering::Relaxed) { &FOUND } else { &PREEXISTING };
+    let Some(slot) = examine(fd, socket, how) else { return Slot::Unknown };
     if !descriptors::replace_if(fd, before, slot) {
         // Another thread was first.
         if let Some(connection) = slot.connection() {
@@ -126,6 +138,9 @@ fn examine(fd: i32, socket: BorrowedFd<'_>, how: &How) -> Option<Slot> {
     let own = address(getsockname(socket)).unwrap_or(Address::Unnamed);
     let peer = address(getpeername(socket).and_then(|peer| peer.ok_or(rustix::io::Errno::NOTCONN)));
     let listens = socket_acceptconn(socket).unwrap_or(false);
+    if peer.is_some() && peer::is_frida(socket) {
+        return Some(Slot::Other);
+    }
     let (address, how) = match (&own, &peer) {
         (own, _) if own.is_named() => (own, how.0[0]),
         (_, Some(peer)) if peer.is_named() => (peer, how.0[1]),

@@ -58,6 +58,15 @@ pub(crate) fn init() -> Result<(), Complaint> {
     }
 }
 
+/// Closes our socket. A thread in the middle of a send finds it gone.
+pub(crate) fn stop() {
+    if let Some(fd) = current() {
+        close(fd);
+    }
+    TRIED_NS.store(0, Ordering::Relaxed);
+    stall::end();
+}
+
 /// Payload bytes that fit one frame.
 pub(crate) fn chunk() -> u64 {
     u64::from(CHUNK.load(Ordering::Relaxed))
