@@ -12,13 +12,16 @@ use crate::connection::{self, Connection, Handle, Kind, New};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Event, emit, now_ns};
 use crate::name::SocketPath;
-use crate::{capture, process, scan, transport};
+use crate::{capture, params, process, scan, transport};
 
 const SOCK_DGRAM: u32 = 2;
 /// The type's bits in socket(2)'s second argument; the others are flags.
 const SOCK_TYPE_MASK: i32 = 0xf;
 
 fn inode(fd: i32) -> u64 {
+    if process::is_confined() {
+        return 0;
+    }
     // SAFETY: a call has just returned this number as an open descriptor.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino)
@@ -117,8 +120,8 @@ pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
         socket_type: (socket_type & SOCK_TYPE_MASK).cast_unsigned(),
         fd,
         how: "socket",
-        // Nothing is known against it yet.
-        wanted: true,
+        // Which path it will have, bind or connect will tell.
+        wanted: params::get().socket_paths().is_empty(),
         path: b"",
         ts_ns: now_ns(),
     };
@@ -369,12 +372,19 @@ pub(crate) unsafe fn arrived(control: *const c_void, len: usize) {
     }
 }
 
-/// prctl(2): notes that a filter is, or is about to be, in force.
-pub(crate) fn confined(result: i32, operation: i32) {
+/// prctl(2): notes that a filter is in force.
+pub(crate) fn prctl(result: i32, operation: i32) {
     const PR_SET_SECCOMP: i32 = 22;
-    const PR_SET_NO_NEW_PRIVS: i32 = 38;
-    // A filter needs the latter first; what installs it then is often a system call that no hook sees.
-    if result == 0 && matches!(operation, PR_SET_SECCOMP | PR_SET_NO_NEW_PRIVS) {
+    if result == 0 && operation == PR_SET_SECCOMP {
+        process::set_confined();
+    }
+}
+
+/// syscall(2): notes that a filter is in force; seccomp(2) has no function of its own in libc.
+pub(crate) fn syscall(result: i64, number: i64) {
+    #[cfg(target_arch = "x86_64")]
+    const SYS_SECCOMP: i64 = 317;
+    if result >= 0 && number == SYS_SECCOMP {
         process::set_confined();
     }
 }

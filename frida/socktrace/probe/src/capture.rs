@@ -134,7 +134,7 @@ impl Call {
         let Some(connection) = handle.get() else {
             return count_loss(total, ts_ns, Cause::Unattributed);
         };
-        if total == 0 && !is_datagram(connection.description()) {
+        if total == 0 && !may_be_empty(connection.description(), direction) {
             return;
         }
         // Relative names are rare in messages, so the look-up is for those only.
@@ -208,10 +208,16 @@ impl Peer {
     }
 }
 
-const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
+const SOCK_SEQPACKET: u32 = 5;
 
-fn is_datagram(description: &Description) -> bool {
-    description.socket_type != SOCK_STREAM
+/// Whether a result of 0 is a message without bytes, not the end of the stream.
+fn may_be_empty(description: &Description, direction: Direction) -> bool {
+    match description.socket_type {
+        SOCK_DGRAM => true,
+        SOCK_SEQPACKET => direction == Direction::Out,
+        _ => false,
+    }
 }
 
 /// A socket that bytes move on without a connect or accept of its own (a datagram socket, one end of a pair) is open

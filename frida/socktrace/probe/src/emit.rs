@@ -6,7 +6,7 @@ use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, He
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::process::{self, Who};
-use crate::transport::{self, Undelivered};
+use crate::transport::{self, Link, Undelivered};
 
 /// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.
 pub(crate) const MAX_PARTS: usize = 16;
@@ -82,20 +82,20 @@ pub(crate) fn emit(event: &Event<'_>, payload: &[&[u8]]) -> bool {
 pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[&[u8]]) -> bool {
     let who = process::who();
     let bytes = payload.iter().map(|part| part.len() as u64).sum();
-    let sent = match report_losses(&who, event.ts_ns) {
-        Ok(()) => send::<N>(event, payload, &who, process::next_seq(&who)),
-        Err(why) => {
-            process::next_seq(&who);
-            Err(why)
-        }
-    };
+    let link = transport::reach(event.ts_ns);
+    let told = link.and_then(|link| report_losses(&link, &who, event.ts_ns).map(|()| link));
+    let seq = process::next_seq(&who);
+    let sent = told.and_then(|link| send::<N>(&link, event, payload, &who, seq));
     sent.map_err(|why| count_loss(bytes, event.ts_ns, why.into())).is_ok()
 }
 
-fn send<const N: usize>(event: &Event<'_>, payload: &[&[u8]], who: &Who, seq: u64) -> Result<(), Undelivered> {
-    if !transport::is_reachable(event.ts_ns) {
-        return Err(Undelivered::Absent);
-    }
+fn send<const N: usize>(
+    link: &Link,
+    event: &Event<'_>,
+    payload: &[&[u8]],
+    who: &Who,
+    seq: u64,
+) -> Result<(), Undelivered> {
     let mut buffer = [0; N];
     let mut ext = ExtWriter::new(&mut buffer);
     ext.put(Ext::Seq(seq));
@@ -128,7 +128,7 @@ fn send<const N: usize>(event: &Event<'_>, payload: &[&[u8]], who: &Who, seq: u6
         parts[len] = *part;
         len += 1;
     }
-    transport::send(&parts[..len], event.ts_ns)
+    transport::send(link, &parts[..len], event.ts_ns)
 }
 
 /// Counts an event that was not recorded, and the payload bytes that it would have had.
@@ -143,25 +143,22 @@ pub(crate) fn count_loss(bytes: u64, ts_ns: u64, cause: Cause) {
 }
 
 /// Tells the server what it missed, if anything; an error if it cannot be told now.
-fn report_losses(who: &Who, now_ns: u64) -> Result<(), Undelivered> {
+fn report_losses(link: &Link, who: &Who, now_ns: u64) -> Result<(), Undelivered> {
     let lost = &process::own().lost;
     if lost.events.load(Ordering::Relaxed) == 0 {
         return Ok(());
-    }
-    if !transport::is_reachable(now_ns) {
-        return Err(Undelivered::Absent);
     }
     if lost.reporting.swap(true, Ordering::Acquire) {
         // Another thread is at it; this one's event may go first.
         return Ok(());
     }
-    let reported = report(who, now_ns);
+    let reported = report(link, who, now_ns);
     lost.reporting.store(false, Ordering::Release);
     reported
 }
 
 #[cold]
-fn report(who: &Who, now_ns: u64) -> Result<(), Undelivered> {
+fn report(link: &Link, who: &Who, now_ns: u64) -> Result<(), Undelivered> {
     let lost = &process::own().lost;
     let (events, bytes) = (lost.events.swap(0, Ordering::Acquire), lost.bytes.swap(0, Ordering::Relaxed));
     if events == 0 {
@@ -179,7 +176,7 @@ fn report(who: &Who, now_ns: u64) -> Result<(), Undelivered> {
         0 => process::next_seq(who),
         drawn => drawn,
     };
-    let sent = send::<EXT_LEN>(&event, &[], who, seq);
+    let sent = send::<EXT_LEN>(link, &event, &[], who, seq);
     lost.report_seq.store(if sent.is_ok() { 0 } else { seq }, Ordering::Relaxed);
     if sent.is_err() {
         lost.bytes.fetch_add(bytes, Ordering::Relaxed);

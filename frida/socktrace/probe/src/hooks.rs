@@ -423,7 +423,16 @@ hooks! {
     /// Every register passed through: how many arguments there are depends on the first.
     fn prctl(operation: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int |libc| {
         let result = libc(operation, a, b, c, d);
-        calls::confined(result, operation);
+        calls::prctl(result, operation);
+        result
+    }
+
+    /// As prctl: the number, and up to six arguments.
+    fn syscall(
+        number: c_long, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong, e: c_ulong, f: c_ulong
+    ) -> c_long |libc| {
+        let result = libc(number, a, b, c, d, e, f);
+        calls::syscall(result, number);
         result
     }
 }

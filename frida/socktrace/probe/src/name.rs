@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Stat, readlinkat_raw, statat};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::address::Address;
-use crate::params;
+use crate::{params, process};
 
 /// PATH_MAX of limits.h, the kernel's bound on any path.
 const PATH_MAX: usize = 4096;
@@ -88,6 +88,9 @@ struct Scratch(NonNull<Files>);
 
 impl Scratch {
     fn map() -> Option<Self> {
+        if process::is_confined() {
+            return None;
+        }
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
         let at = unsafe { mmap_anonymous(core::ptr::null_mut(), size_of::<Files>(), protection, flags) }.ok()?;

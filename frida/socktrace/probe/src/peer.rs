@@ -45,11 +45,11 @@ impl Peer {
 }
 
 /// Whether the other end is Frida's: it talks to its part in this process over a socket that it makes outside, where
-/// no hook sees it. Its programs are called `frida-…` or run from a folder that is.
+/// no hook sees it. Its programs are called `frida-server`, `frida-inject` and so on.
 pub(crate) fn is_frida(socket: BorrowedFd<'_>) -> bool {
     let Some([pid, ..]) = peer_credentials(socket) else { return false };
     let exe = executable(pid);
-    exe.as_bytes().split(|&b| b == b'/').any(|component| component.starts_with(b"frida-"))
+    exe.as_bytes().rsplit(|&b| b == b'/').next().is_some_and(|name| name.starts_with(b"frida-"))
 }
 
 /// The path of a process's executable, empty where it may not be known.

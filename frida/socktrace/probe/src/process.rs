@@ -44,7 +44,8 @@ pub(crate) struct Lost {
 static OWN: AtomicPtr<Own> = AtomicPtr::new(core::ptr::null_mut());
 /// Pid (high half) and last event number of the vforked child that reported last.
 static GUEST: AtomicU64 = AtomicU64::new(0);
-/// Whether a seccomp filter watches this process's system calls (seccomp(2)).
+/// Whether the program has put itself under a seccomp filter (seccomp(2)) since the probe was loaded. One that it was
+/// under before is another matter: what the probe does on a traced call it has done while it was loaded, and lived.
 static CONFINED: AtomicBool = AtomicBool::new(false);
 
 /// Which process and thread an event is of.
@@ -72,9 +73,6 @@ pub(crate) fn init() -> Result<(), Complaint> {
     // SAFETY: zeroed memory, large and aligned enough, is an `Own` of all zeroes.
     unsafe { &*own }.pid.store(raw_pid(), Ordering::Relaxed);
     OWN.store(own, Ordering::Release);
-    if rustix::thread::secure_computing_mode().is_ok_and(|mode| mode != rustix::thread::SecureComputingMode::Disabled) {
-        set_confined();
-    }
     Ok(())
 }
 

@@ -63,6 +63,7 @@ pub(crate) fn stop() {
     if let Some(fd) = current() {
         close(fd);
     }
+    outbox::clear();
     TRIED_NS.store(0, Ordering::Relaxed);
     stall::end();
 }
@@ -155,8 +156,16 @@ fn move_high(fd: BorrowedFd<'_>, avoid: i32) -> rustix::io::Result<OwnedFd> {
     result
 }
 
-/// Connects, or says that it is not to be had now. `now_ns` paces the tries.
-fn reach(now_ns: u64) -> Option<BorrowedFd<'static>> {
+/// Our socket, connected and made sure of for the frames of one event.
+pub(crate) struct Link(BorrowedFd<'static>);
+
+/// Our socket, connecting it if need be; an error if the server is not to be had now. `now_ns` paces the tries, so that
+/// an absent server costs one system call in a while.
+pub(crate) fn reach(now_ns: u64) -> Result<Link, Undelivered> {
+    reach_fd(now_ns).map(Link).ok_or(Undelivered::Absent)
+}
+
+fn reach_fd(now_ns: u64) -> Option<BorrowedFd<'static>> {
     if let Some(fd) = current() {
         return Some(fd);
     }
@@ -205,18 +214,11 @@ fn open() -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Whether a frame could be sent now, connecting if need be. Cheap when it could not: no system call but one a
-/// RETRY_NS.
-pub(crate) fn is_reachable(now_ns: u64) -> bool {
-    reach(now_ns).is_some()
-}
-
 /// Sends one frame, whole or not at all.
-pub(crate) fn send(frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
-    let Some(fd) = reach(now_ns) else { return Err(Undelivered::Absent) };
+pub(crate) fn send(link: &Link, frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
     let sent = match params::get().transport {
-        Transport::Dgram => send_datagram(fd, frame, now_ns),
-        Transport::Stream => outbox::send(fd, frame),
+        Transport::Dgram => send_datagram(link.0, frame, now_ns),
+        Transport::Stream => outbox::send(link.0, frame),
     };
     if sent.is_ok() {
         stall::end();
@@ -267,7 +269,7 @@ fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(),
                     return Err(Undelivered::Absent);
                 }
                 reconnected = true;
-                fd = reach(now_ns).ok_or(Undelivered::Absent)?;
+                fd = reach(now_ns)?.0;
             }
         }
     }

@@ -16,7 +16,9 @@ static FROM: AtomicUsize = AtomicUsize::new(0);
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 
 pub(super) fn init() -> Result<(), Complaint> {
-    BYTES.store(params::map(LEN)?, Ordering::Release);
+    if BYTES.load(Ordering::Acquire).is_null() {
+        BYTES.store(params::map(LEN)?, Ordering::Release);
+    }
     Ok(())
 }
 
