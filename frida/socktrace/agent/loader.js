@@ -185,20 +185,53 @@ function loadProbe() {
     throw new Error(`socktrace: no probe for ${Process.arch} in this agent.js, it has: ${has}`);
   }
   const file = writeProbe(decodeBase64(encoded));
-  let module;
+  let handle;
   try {
-    module = Module.load(file.path);
+    handle = linker().open(file.path);
   } finally {
     file.close();
   }
-  return probeOf(module);
+  return probeOf(handle);
 }
 
-function probeOf(module) {
-  const hooked = module.getExportByName('socktrace_hooked');
-  const fn = (name, result, args) => new NativeFunction(module.getExportByName(name), result, args);
+/* dlopen(3) and dlsym(3) themselves: Module.load() of Frida 16 ends the program. */
+function linker() {
+  const RTLD_NOW = 2;
+  const RTLD_NOLOAD = 4;
+  const find = (name) => {
+    /* Before glibc 2.34 they are in a library of their own. */
+    const module = [libc(), Process.findModuleByName('libdl.so.2')].find((m) => m !== null && m.findExportByName(name) !== null);
+    if (module === undefined) {
+      throw new Error(`socktrace: this program has no ${name}() to load the probe with`);
+    }
+    return module.getExportByName(name);
+  };
+  const dlopen = new NativeFunction(find('dlopen'), 'pointer', ['pointer', 'int']);
+  const dlsym = new NativeFunction(find('dlsym'), 'pointer', ['pointer', 'pointer']);
+  const dlerror = new NativeFunction(find('dlerror'), 'pointer', []);
   return {
-    module,
+    open(path) {
+      const handle = dlopen(Memory.allocUtf8String(path), RTLD_NOW);
+      if (handle.isNull()) {
+        throw new Error('socktrace: the probe does not load: ' + dlerror().readUtf8String());
+      }
+      return handle;
+    },
+    /* A library that is loaded already, by its DT_SONAME; null if it is not. */
+    loaded(name) {
+      return dlopen(Memory.allocUtf8String(name), RTLD_NOW | RTLD_NOLOAD);
+    },
+    symbol(handle, name) {
+      return dlsym(handle, Memory.allocUtf8String(name));
+    },
+  };
+}
+
+function probeOf(handle) {
+  const symbol = (name) => linker().symbol(handle, name);
+  const hooked = symbol('socktrace_hooked');
+  const fn = (name, result, args) => new NativeFunction(symbol(name), result, args);
+  return {
     init: fn('socktrace_init', 'pointer', ['pointer', 'size_t']),
     ready: fn('socktrace_ready', 'void', []),
     stop: fn('socktrace_stop', 'void', []),
@@ -211,8 +244,8 @@ function probeOf(module) {
 
 /* The probe that another script, or LD_PRELOAD, has put into this process. */
 function findProbe() {
-  const module = Process.enumerateModules().find((m) => /socktrace-probe/.test(m.name) && m.findExportByName('socktrace_hooks') !== null);
-  return module === undefined ? null : probeOf(module);
+  const handle = linker().loaded('socktrace-probe.so');
+  return handle.isNull() ? null : probeOf(handle);
 }
 
 function decodeBase64(text) {
@@ -249,7 +282,7 @@ function libc() {
   return module;
 }
 
-/* A file that only this process sees; on a kernel or under a policy without memfd_create(2), one in /tmp. */
+/* A file that only this process sees; one in /tmp, gone as soon as it is loaded, where memfd_create(2) is not to be had. */
 function writeProbe(bytes) {
   const c = libc();
   const fn = (name, result, args) => new NativeFunction(c.getExportByName(name), result, args);
@@ -259,14 +292,17 @@ function writeProbe(bytes) {
   const MFD_CLOEXEC = 1;
   const name = Memory.allocUtf8String('socktrace-probe');
   let fd = create === null ? -1 : new NativeFunction(create, 'int', ['pointer', 'uint'])(name, MFD_CLOEXEC);
+  /* Not the name that others give such a file: the dynamic linker takes one name for one library. */
+  let path = `/proc/self/fd/./${fd}`;
   let remove = () => {};
   if (fd === -1) {
-    const path = Memory.allocUtf8String('/tmp/socktrace-probe-XXXXXX');
-    fd = fn('mkstemp', 'int', ['pointer'])(path);
+    const template = Memory.allocUtf8String('/tmp/socktrace-probe-XXXXXX');
+    fd = fn('mkstemp', 'int', ['pointer'])(template);
     if (fd === -1) {
       throw new Error('socktrace: cannot create a file for the probe, neither by memfd_create nor in /tmp');
     }
-    remove = () => fn('unlink', 'int', ['pointer'])(path);
+    path = template.readUtf8String();
+    remove = () => fn('unlink', 'int', ['pointer'])(template);
   }
   const memory = Memory.alloc(bytes.length);
   memory.writeByteArray(bytes.buffer);
@@ -280,7 +316,7 @@ function writeProbe(bytes) {
     done += n;
   }
   return {
-    path: `/proc/self/fd/${fd}`,
+    path,
     close() {
       close(fd);
       remove();
@@ -290,6 +326,9 @@ function writeProbe(bytes) {
 
 /* Hooks */
 
+/* Functions of musl that are calls of another hooked one: hooked too, they would be recorded twice. */
+const WRAPPERS_IN_MUSL = ['recv', 'send'];
+
 /* Puts the probe's functions in place of libc's; returns what must be kept alive for as long as they are. */
 function replaceCalls(probe) {
   const c = libc();
@@ -297,13 +336,14 @@ function replaceCalls(probe) {
   const table = probe.hooks(count);
   const islands = new Islands(c);
   const seen = new Set();
+  const isMusl = /musl|^libc\.so$/.test(c.name);
   const missed = [];
   for (let i = 0; i !== count.readPointer().toInt32(); i++) {
     const row = table.add(i * 3 * POINTER);
     const name = row.readPointer().readUtf8String();
     const target = c.findExportByName(name);
     /* One function may go by several names. */
-    if (target === null || seen.has(target.toString())) {
+    if (target === null || seen.has(target.toString()) || (isMusl && WRAPPERS_IN_MUSL.includes(name))) {
       continue;
     }
     seen.add(target.toString());

@@ -150,9 +150,11 @@ fn known(fd: i32) -> Option<Handle> {
 
 /// bind(2).
 pub(crate) fn bind(result: i32, fd: i32, address: *const c_void, len: usize) {
+    if result != 0 || !process::owns_descriptors() {
+        return;
+    }
     // SAFETY: the kernel has just read it for the program at this length.
-    let address = unsafe { Address::read(address, len) };
-    let (0, Some(given), true) = (result, address, process::owns_descriptors()) else { return };
+    let Some(given) = (unsafe { Address::read(address, len) }) else { return };
     let Some(handle) = known(fd) else { return };
     let Some(connection) = handle.get() else { return };
     // An autobound socket (unix(7)) gets its name from the kernel.

@@ -334,20 +334,16 @@ hooks! {
         result
     }
 
-    /// What read(2) is compiled to where the compiler knows the buffer's size (feature_test_macros(7)).
+    /// What read(2) is compiled to where the compiler knows the buffer's size (feature_test_macros(7)). Whether libc's
+    /// goes on to a hooked read(2) depends on the libc and on how it is hooked; so this goes there itself, and leaves
+    /// to libc what it is for: to end a program whose buffer is too small.
     fn __read_chk(fd: c_int, buffer: *mut c_void, len: usize, room: usize) -> isize |libc| {
-        let call = Call::enter("read", fd);
-        let result = libc(fd, buffer, len, room);
-        call.moved(In, result, Buffers::one(buffer, len));
-        result
+        if len > room { libc(fd, buffer, len, room) } else { read(fd, buffer, len) }
     }
 
     /// As `__read_chk`, of recv(2).
     fn __recv_chk(fd: c_int, buffer: *mut c_void, len: usize, room: usize, flags: c_int) -> isize |libc| {
-        let call = Call::enter("recv", fd);
-        let result = libc(fd, buffer, len, room, flags);
-        call.message(In, taken(result, flags, len), Buffers::one(buffer, len), Peer::NONE);
-        result
+        if len > room { libc(fd, buffer, len, room, flags) } else { recv(fd, buffer, len, flags) }
     }
 
     /// As `__read_chk`, of recvfrom(2).
@@ -355,13 +351,11 @@ hooks! {
         fd: c_int, buffer: *mut c_void, len: usize, room: usize, flags: c_int, address: *mut c_void,
         address_len: *mut c_uint
     ) -> isize |libc| {
-        let call = Call::enter("recvfrom", fd);
-        let result = libc(fd, buffer, len, room, flags, address, address_len);
-        if result >= 0 {
-            let peer = filled_in(address, address_len);
-            call.message(In, taken(result, flags, len), Buffers::one(buffer, len), peer);
+        if len > room {
+            libc(fd, buffer, len, room, flags, address, address_len)
+        } else {
+            recvfrom(fd, buffer, len, flags, address, address_len)
         }
-        result
     }
 
     fn fork() -> c_int |libc| {
