@@ -139,6 +139,7 @@ function encode(p) {
   const entries = [
     ['out_socket_path', p.out_socket_path],
     ['out_sock_type', p.out_sock_type],
+    ['engine', 'frida'],
     ['preload', p.preload],
     ['max_fds', p.max_fds],
     ['max_bytes', p.max_bytes],

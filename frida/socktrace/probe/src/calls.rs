@@ -110,7 +110,9 @@ pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
     if fd < 0 || !process::owns_descriptors() {
         return;
     }
-    scan::note_beyond_table(fd);
+    if scan::is_beyond_table(fd) {
+        return;
+    }
     if domain != i32::from(AF_UNIX) {
         return install(fd, Slot::Other);
     }
@@ -140,7 +142,7 @@ pub(crate) fn socketpair(pair: [i32; 2], domain: i32, socket_type: i32) {
 fn known(fd: i32) -> Option<Handle> {
     match descriptors::get(fd) {
         Slot::Traced(handle) => Some(handle),
-        Slot::Other => None,
+        Slot::Other | Slot::Foreign => None,
         Slot::Unknown | Slot::Arrived => match scan::discover(fd) {
             Slot::Traced(handle) => Some(handle),
             _ => None,
@@ -240,7 +242,9 @@ pub(crate) fn accept(fd: i32, listener: i32, how: &'static str) {
     if fd < 0 || !process::owns_descriptors() {
         return;
     }
-    scan::note_beyond_table(fd);
+    if scan::is_beyond_table(fd) {
+        return;
+    }
     // Asked first: the listener may be one that is not known yet.
     let Some(listening) = known(listener).and_then(Handle::get) else {
         return install(fd, Slot::Other);
@@ -272,13 +276,17 @@ pub(crate) fn before_close(fd: i32) -> Slot {
         return Slot::Unknown;
     }
     // One beyond the table is `Other`, and stays so.
-    if slot == Slot::Other { drop_other(fd) } else { descriptors::replace(fd, Slot::Unknown) }
+    if matches!(slot, Slot::Other | Slot::Foreign) {
+        drop_other(fd, slot)
+    } else {
+        descriptors::replace(fd, Slot::Unknown)
+    }
 }
 
 /// Forgets a descriptor that was not traced. A vforked child's close must not make its parent ask again; asking is
 /// all that a wrong guess costs, so nobody asks for the pid here.
-fn drop_other(fd: i32) -> Slot {
-    descriptors::replace_if(fd, Slot::Other, Slot::Unknown);
+fn drop_other(fd: i32, slot: Slot) -> Slot {
+    descriptors::replace_if(fd, slot, Slot::Unknown);
     Slot::Unknown
 }
 
@@ -300,11 +308,10 @@ pub(crate) fn duplicated(from: i32, to: i32) {
     if to < 0 || from == to || !process::owns_descriptors() {
         return;
     }
-    scan::note_beyond_table(to);
+    if scan::is_beyond_table(to) {
+        return;
+    }
     if let Some(connection) = slot.connection() {
-        if to >= descriptors::len() {
-            return;
-        }
         connection.add_descriptor();
     }
     install(to, slot);
@@ -349,7 +356,7 @@ pub(crate) fn closed_range(first: u32, last: u32, how: &str) {
 /// # Safety
 ///
 /// `control` is null or has `len` bytes that the kernel has just written.
-pub(crate) unsafe fn arrived(control: *const c_void, len: usize) {
+pub(crate) unsafe fn arrived(over: i32, control: *const c_void, len: usize) {
     const SOL_SOCKET: i32 = 1;
     const SCM_RIGHTS: i32 = 1;
     /// `struct cmsghdr`: length, level, type (cmsg(3)).
@@ -357,6 +364,7 @@ pub(crate) unsafe fn arrived(control: *const c_void, len: usize) {
     if control.is_null() || len < HEADER_LEN || !process::owns_descriptors() {
         return;
     }
+    let slot = if descriptors::get(over) == Slot::Foreign { Slot::Foreign } else { Slot::Arrived };
     // SAFETY: the caller's promise.
     let mut rest = unsafe { core::slice::from_raw_parts(control.cast::<u8>(), len) };
     while let Some((size, header)) = rest.split_first_chunk::<{ size_of::<usize>() }>() {
@@ -366,8 +374,9 @@ pub(crate) unsafe fn arrived(control: *const c_void, len: usize) {
         if is(0, SOL_SOCKET) && is(4, SCM_RIGHTS) {
             for fd in data.chunks_exact(size_of::<i32>()) {
                 let fd = i32::from_ne_bytes([fd[0], fd[1], fd[2], fd[3]]);
-                scan::note_beyond_table(fd);
-                install(fd, Slot::Arrived);
+                if !scan::is_beyond_table(fd) {
+                    install(fd, slot);
+                }
             }
         }
         rest = rest.get(size.next_multiple_of(size_of::<usize>())..).unwrap_or_default();

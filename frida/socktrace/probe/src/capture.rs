@@ -103,7 +103,7 @@ impl Call {
     #[inline]
     fn is_idle(&self, answered_by_sockets_only: bool) -> bool {
         match self.slot {
-            Slot::Other => true,
+            Slot::Other | Slot::Foreign => true,
             Slot::Unknown => !answered_by_sockets_only,
             Slot::Arrived | Slot::Traced(_) => false,
         }

@@ -71,7 +71,7 @@ pub static socktrace_hooked: AtomicU32 = AtomicU32::new(0);
 /// Makes a descriptor one that is not traced, as an `ignore_fd` parameter would have.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
 pub extern "C" fn socktrace_ignore(fd: c_int) {
-    descriptors::replace(fd, descriptors::Slot::Other);
+    descriptors::replace(fd, descriptors::Slot::Foreign);
 }
 
 /// The table of hooks, and at `count` how many they are.

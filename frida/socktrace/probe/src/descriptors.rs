@@ -10,8 +10,10 @@ use crate::params::{self, Complaint};
 pub(crate) enum Slot {
     /// Nothing. A call that only sockets answer makes us ask the kernel; read(2) and write(2) do not.
     Unknown,
-    /// Not to be traced: no UNIX socket, not asked for, or not the program's.
+    /// Not to be traced: no UNIX socket, or not asked for.
     Other,
+    /// Not the program's but Frida's, and so is what arrives on it.
+    Foreign,
     /// Came out of a message (SCM_RIGHTS, unix(7)): whatever is done with it first makes us ask the kernel.
     Arrived,
     /// A traced socket.
@@ -23,6 +25,7 @@ impl Slot {
         match self {
             Self::Unknown => 0,
             Self::Other => 1,
+            Self::Foreign => 5,
             Self::Arrived => 2,
             Self::Traced(handle) => handle.pack() << 2 | 3,
         }
@@ -31,6 +34,7 @@ impl Slot {
     fn unpack(bits: u64) -> Self {
         match bits & 3 {
             0 => Self::Unknown,
+            1 if bits == 5 => Self::Foreign,
             1 => Self::Other,
             2 => Self::Arrived,
             _ => Self::Traced(Handle::unpack(bits >> 2)),

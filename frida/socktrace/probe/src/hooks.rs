@@ -301,7 +301,7 @@ hooks! {
         if result >= 0 {
             let message = &*message;
             call.message(In, taken(result, flags, room(message.iov, message.iov_len)), message.buffers(), message.peer());
-            calls::arrived(message.control, message.control_len);
+            calls::arrived(fd, message.control, message.control_len);
         }
         result
     }

@@ -33,6 +33,8 @@ pub(crate) struct Params {
     pub(crate) max_bytes: u64,
     /// Whether programs that this one executes are traced too (a preloaded probe).
     pub(crate) follow_children: bool,
+    /// Whether Frida put the probe here, and so may be here itself.
+    pub(crate) by_frida: bool,
     /// Where the probe lies as a file, for programs that this one executes to load it from; empty: nowhere.
     preload: &'static [u8],
     /// `socket_path` values.
@@ -100,6 +102,7 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
         max_fds: 4096,
         max_bytes: 4096,
         follow_children: true,
+        by_frida: false,
         preload: b"",
         socket_paths: SocketPaths { text, key: b"socket_path" },
         ignored: SocketPaths { text, key: b"ignore_fd" },
@@ -128,6 +131,7 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
                     _ => return Err("follow_children: takes 0 or 1"),
                 }
             }
+            b"engine" => params.by_frida = value == b"frida",
             b"preload" => params.preload = value,
             b"socket_path" | b"ignore_fd" => {}
             _ => return Err("unknown parameter: the agent and its probe do not belong together"),
@@ -149,6 +153,7 @@ static NOTHING: Params = Params {
     max_fds: 0,
     max_bytes: 0,
     follow_children: false,
+    by_frida: false,
     preload: b"",
     socket_paths: SocketPaths { text: b"", key: b"" },
     ignored: SocketPaths { text: b"", key: b"" },

@@ -44,14 +44,6 @@ impl Peer {
     }
 }
 
-/// Whether the other end is Frida's: it talks to its part in this process over a socket that it makes outside, where
-/// no hook sees it. Its programs are called `frida-server`, `frida-inject` and so on.
-pub(crate) fn is_frida(socket: BorrowedFd<'_>) -> bool {
-    let Some([pid, ..]) = peer_credentials(socket) else { return false };
-    let exe = executable(pid);
-    exe.as_bytes().rsplit(|&b| b == b'/').next().is_some_and(|name| name.starts_with(b"frida-"))
-}
-
 /// The path of a process's executable, empty where it may not be known.
 fn executable(pid: u32) -> Text<MAX_EXE_LEN> {
     let mut link = Text::<32>::new();

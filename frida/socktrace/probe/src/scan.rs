@@ -13,7 +13,7 @@ use crate::connection::{self, Kind, New};
 use crate::descriptors::{self, Slot};
 use crate::emit::now_ns;
 use crate::name::SocketPath;
-use crate::{calls, capture, params, peer, process, transport};
+use crate::{calls, capture, params, process, transport};
 
 /// How a socket became known, by which of its ends has a path: own, peer, none.
 struct How([&'static str; 3]);
@@ -76,7 +76,7 @@ fn look_at(fd: i32) {
         return;
     }
     if params::get().is_ignored(fd) || transport::own_fd() == Some(fd) {
-        descriptors::replace(fd, Slot::Other);
+        descriptors::replace(fd, Slot::Foreign);
         return;
     }
     discover(fd);
@@ -92,11 +92,10 @@ fn address(of: rustix::io::Result<SocketAddrAny>) -> Option<Address> {
 #[cold]
 pub(crate) fn discover(fd: i32) -> Slot {
     let before = descriptors::get(fd);
-    if fd < 0 || fd >= descriptors::len() {
-        note_beyond_table(fd);
+    if fd < 0 || is_beyond_table(fd) {
         return Slot::Other;
     }
-    if matches!(before, Slot::Other | Slot::Traced(_)) || process::is_confined() {
+    if matches!(before, Slot::Other | Slot::Foreign | Slot::Traced(_)) || process::is_confined() {
         return before;
     }
     if !process::owns_descriptors() {
@@ -112,6 +111,10 @@ pub(crate) fn discover(fd: i32) -> Slot {
             descriptors::replace_if(fd, before, Slot::Other);
             return Slot::Other;
         }
+    }
+    if before == Slot::Unknown && is_frida(socket) {
+        descriptors::replace_if(fd, before, Slot::Foreign);
+        return Slot::Foreign;
     }
     let how = if DONE.load(Ordering::Relaxed) { &FOUND } else { &PREEXISTING };
     let Some(slot) = examine(fd, socket, how) else { return Slot::Unknown };
@@ -132,15 +135,22 @@ pub(crate) fn discover(fd: i32) -> Slot {
     slot
 }
 
+/// Whether a socket that no hook saw being made is Frida's, which talks to its part in this process over sockets
+/// without names and makes them by system calls of its own, whenever it is called in again.
+fn is_frida(socket: BorrowedFd<'_>) -> bool {
+    let is_named = |of| address(of).is_some_and(|address| address.is_named());
+    let found_late = params::get().by_frida && DONE.load(Ordering::Relaxed);
+    found_late
+        && !is_named(getsockname(socket))
+        && !is_named(getpeername(socket).and_then(|peer| peer.ok_or(rustix::io::Errno::NOTCONN)))
+}
+
 fn examine(fd: i32, socket: BorrowedFd<'_>, how: &How) -> Option<Slot> {
     let socket_type = socket_type(socket).ok()?;
     let inode = rustix::fs::fstat(socket).ok()?.st_ino;
     let own = address(getsockname(socket)).unwrap_or(Address::Unnamed);
     let peer = address(getpeername(socket).and_then(|peer| peer.ok_or(rustix::io::Errno::NOTCONN)));
     let listens = socket_acceptconn(socket).unwrap_or(false);
-    if peer.is_some() && peer::is_frida(socket) {
-        return Some(Slot::Other);
-    }
     let (address, how) = match (&own, &peer) {
         (own, _) if own.is_named() => (own, how.0[0]),
         (_, Some(peer)) if peer.is_named() => (peer, how.0[1]),
@@ -175,10 +185,12 @@ pub(crate) fn own_path(fd: i32) -> SocketPath {
     SocketPath::of(&own.unwrap_or(Address::Unnamed), c"/proc/self/cwd")
 }
 
-/// Says once that descriptors beyond `max_fds` are in use and not traced.
-pub(crate) fn note_beyond_table(fd: i32) {
+/// Whether a descriptor is beyond `max_fds`, and so not traced; the first such is reported.
+pub(crate) fn is_beyond_table(fd: i32) -> bool {
     static NOTED: AtomicBool = AtomicBool::new(false);
-    if fd >= descriptors::len() && descriptors::len() > 0 && !NOTED.swap(true, Ordering::Relaxed) {
+    let beyond = fd >= descriptors::len();
+    if beyond && descriptors::len() > 0 && !NOTED.swap(true, Ordering::Relaxed) {
         crate::control::report_beyond_table(fd);
     }
+    beyond
 }

@@ -7,7 +7,7 @@ mod lock;
 mod outbox;
 mod stall;
 
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use rustix::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::io::{Errno, IoSlice};
@@ -38,6 +38,8 @@ static FD: AtomicI32 = AtomicI32::new(-1);
 static INODE: AtomicU64 = AtomicU64::new(0);
 /// Counts connections to a server, from 1; frames of an earlier one are not known to the server of now.
 static SESSION: AtomicU32 = AtomicU32::new(0);
+/// Whether the next connection is a forked child's own to the server that its parent talks to: the same session.
+static IS_SAME_SESSION: AtomicBool = AtomicBool::new(false);
 /// When the last try to connect was, nanoseconds.
 static TRIED_NS: AtomicU64 = AtomicU64::new(0);
 static CHUNK: AtomicU32 = AtomicU32::new(MAX_CHUNK as u32);
@@ -92,6 +94,7 @@ pub(crate) fn after_fork() {
         outbox::clear();
         if let Some(fd) = current() {
             close(fd);
+            IS_SAME_SESSION.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -189,7 +192,9 @@ fn reach_fd(now_ns: u64) -> Option<BorrowedFd<'static>> {
     // A loser of this race (none: TRIED_NS lets one try at a time) would only leave a descriptor open.
     FD.store(fd, Ordering::Release);
     stall::end();
-    SESSION.fetch_add(1, Ordering::Relaxed);
+    if !IS_SAME_SESSION.swap(false, Ordering::Relaxed) {
+        SESSION.fetch_add(1, Ordering::Relaxed);
+    }
     // SAFETY: open, and ours until `FD` says otherwise.
     Some(unsafe { BorrowedFd::borrow_raw(fd) })
 }
