@@ -227,12 +227,25 @@ fn ensure_open(handle: Handle, fd: i32, how: &'static str, peer: Option<&SocketP
     if connection.kind() == Kind::Open {
         return Some(handle);
     }
+    // An earlier message of the same call, or another thread, may have been here.
+    if let Some(open) = open_since(fd, connection) {
+        return Some(open);
+    }
     let own = connection.description().path.as_bytes();
     let path = if own.is_empty() { peer.map_or(own, |peer| peer.shown.as_bytes()) } else { own };
     if !process::owns_descriptors() {
         return Some(handle);
     }
-    crate::calls::redescribe(handle, fd, Kind::Open, how, connection.description().wanted, path, ts_ns)
+    let opened = crate::calls::redescribe(handle, fd, Kind::Open, how, connection.description().wanted, path, ts_ns);
+    open_since(fd, connection).or(opened)
+}
+
+/// The open record that a descriptor leads to by now, if it is of the same socket.
+fn open_since(fd: i32, before: &Connection) -> Option<Handle> {
+    let Slot::Traced(now) = descriptors::get(fd) else { return None };
+    let connection = now.get()?;
+    let same = connection.description().inode == before.description().inode;
+    (same && connection.kind() == Kind::Open).then_some(now)
 }
 
 /// Makes sure that the server has heard of a connection before it hears of its bytes.

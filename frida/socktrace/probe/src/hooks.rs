@@ -119,6 +119,25 @@ impl MessageHeader {
     }
 }
 
+/// `struct mmsghdr` of recvmmsg(2).
+#[derive(Debug)]
+#[repr(C)]
+struct CountedMessage {
+    header: MessageHeader,
+    /// Bytes that were moved.
+    len: c_uint,
+}
+
+/// Reports a message that recvmsg(2) or recvmmsg(2) received, and the descriptors that came with it.
+unsafe fn received_message(call: &Call, fd: c_int, message: &MessageHeader, result: isize, flags: c_int) {
+    // SAFETY: the kernel has just read the array of buffers and written the ancillary data, at these lengths.
+    unsafe {
+        let moved = taken(result, flags, room(message.iov, message.iov_len));
+        call.message(In, moved, message.buffers(), message.peer());
+        calls::arrived(fd, message.control, message.control_len);
+    }
+}
+
 /// The address that recvfrom(2) filled in; its length is where the program put it.
 unsafe fn filled_in(address: *const c_void, len: *const c_uint) -> Peer {
     if address.is_null() || len.is_null() {
@@ -299,11 +318,31 @@ hooks! {
         let call = Call::enter("recvmsg", fd);
         let result = libc(fd, message, flags);
         if result >= 0 {
-            let message = &*message;
-            call.message(In, taken(result, flags, room(message.iov, message.iov_len)), message.buffers(), message.peer());
-            calls::arrived(fd, message.control, message.control_len);
+            received_message(&call, fd, &*message, result, flags);
         }
         result
+    }
+
+    fn sendmmsg(fd: c_int, messages: *const CountedMessage, count: c_uint, flags: c_int) -> c_int |libc| {
+        let call = Call::enter("sendmmsg", fd);
+        let sent = libc(fd, messages, count, flags);
+        for index in 0..sent.max(0).cast_unsigned() as usize {
+            let CountedMessage { header, len } = &*messages.add(index);
+            call.message(Out, *len as isize, header.buffers(), header.peer());
+        }
+        sent
+    }
+
+    fn recvmmsg(
+        fd: c_int, messages: *const CountedMessage, count: c_uint, flags: c_int, timeout: *mut c_void
+    ) -> c_int |libc| {
+        let call = Call::enter("recvmmsg", fd);
+        let received = libc(fd, messages, count, flags, timeout);
+        for index in 0..received.max(0).cast_unsigned() as usize {
+            let CountedMessage { header, len } = &*messages.add(index);
+            received_message(&call, fd, header, *len as isize, flags);
+        }
+        received
     }
 
     fn read(fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc| {
@@ -324,6 +363,20 @@ hooks! {
         let call = Call::enter("readv", fd);
         let result = libc(fd, iov, count);
         call.moved(In, result, Buffers::Many(iov, count.max(0).cast_unsigned() as usize));
+        result
+    }
+
+    fn preadv2(fd: c_int, iov: *const IoVec, count: c_int, offset: c_long, flags: c_int) -> isize |libc| {
+        let call = Call::enter("preadv2", fd);
+        let result = libc(fd, iov, count, offset, flags);
+        call.moved(In, result, Buffers::Many(iov, count.max(0).cast_unsigned() as usize));
+        result
+    }
+
+    fn pwritev2(fd: c_int, iov: *const IoVec, count: c_int, offset: c_long, flags: c_int) -> isize |libc| {
+        let call = Call::enter("pwritev2", fd);
+        let result = libc(fd, iov, count, offset, flags);
+        call.moved(Out, result, Buffers::Many(iov, count.max(0).cast_unsigned() as usize));
         result
     }
 
