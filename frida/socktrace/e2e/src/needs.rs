@@ -1,0 +1,53 @@
+//! What the tests need: what `make test` builds and names in the environment, and programs of the distribution.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+/// What `make test` has built, each named by an environment variable.
+#[derive(Clone, Copy, Debug)]
+pub enum Needs {
+    /// The server's executable.
+    Server,
+    /// agent.js.
+    Agent,
+    /// Frida's command line, Frida 17.
+    Frida,
+    /// Frida's command line, the last Frida 16.
+    Frida16,
+}
+
+impl Needs {
+    const fn variable(self) -> &'static str {
+        match self {
+            Self::Server => "SOCKTRACE_SERVER",
+            Self::Agent => "SOCKTRACE_AGENT",
+            Self::Frida => "SOCKTRACE_FRIDA",
+            Self::Frida16 => "SOCKTRACE_FRIDA16",
+        }
+    }
+
+    /// Where it is. The test fails if it is not there.
+    pub fn path(self) -> PathBuf {
+        let variable = self.variable();
+        match std::env::var_os(variable) {
+            Some(path) => PathBuf::from(path),
+            None => panic!("run `make test` in the repository's root: it sets {variable}"),
+        }
+    }
+}
+
+/// A program's file, as a shell would find it.
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Whether programs are installed; where one is not, says that the test is skipped, past the test runner's capture.
+pub fn has_programs(test: &str, programs: &[&str]) -> bool {
+    let missing = programs.iter().find(|program| find_program(program).is_none());
+    if let Some(program) = missing {
+        // Nothing is left to do if stderr is closed.
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {program} is not installed");
+    }
+    missing.is_none()
+}

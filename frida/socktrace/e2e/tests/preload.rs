@@ -1,0 +1,116 @@
+//! The probe as a preloaded library, without Frida: the same recording of the same calls.
+
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use socktrace_e2e::{Process, Server, SockType, Stage, Workload, assert_same, find_program, preload_files};
+
+fn record_and_compare(sock_type: SockType, cases: &[&str]) {
+    let stage = Stage::new();
+    let server = Server::start(&stage, sock_type);
+    let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name() }));
+    let account = Workload::preload(&stage, &parameters, cases).finish();
+    assert_same(&account, &server.stop());
+}
+
+macro_rules! tests {
+    ($($dgram:ident $stream:ident: $($case:literal)+,)+) => {
+        $(#[test]
+        fn $dgram() {
+            record_and_compare(SockType::Dgram, &[$($case),+]);
+        }
+
+        #[test]
+        fn $stream() {
+            record_and_compare(SockType::Stream, &[$($case),+]);
+        })+
+    };
+}
+
+tests! {
+    streams_by_dgram streams_by_stream:
+        "calls" "seqpacket" "scattered" "large" "peek" "partial" "zero" "half_close" "errno_kept",
+    datagrams_by_dgram datagrams_by_stream: "datagrams" "datagram_reply" "datagram_truncated",
+    failures_by_dgram failures_by_stream: "failures" "bad_memory" "broken_pipe",
+    names_by_dgram names_by_stream: "abstract_names" "relative_path" "symlinked_directory" "longest_path" "strange_path",
+    descriptors_by_dgram descriptors_by_stream: "dups" "dup_over" "reused_number" "closed_behind_libc",
+    threads_by_dgram threads_by_stream: "threads" "cancelled",
+    signals_by_dgram signals_by_stream: "signals",
+    daemons_by_dgram daemons_by_stream: "close_all" "close_all_by_range" "descriptors_full",
+    children_by_dgram children_by_stream: "forked" "forked_among_threads",
+}
+
+/// A process tree: every program in it introduces itself, also one whose environment was taken from it, and each finds
+/// LD_PRELOAD as the first one did, with what else was in it.
+#[test]
+fn executed_programs_are_followed() {
+    let stage = Stage::new();
+    let server = Server::start(&stage, SockType::Stream);
+    let probe = preload_files(&stage, &stage.parameters(json!({ "out_sock_type": "stream" })));
+    let script = "env -i A=1 /bin/sh -c 'env; :' | cat; (exec /bin/sh -c true); /bin/true";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script]).env("LD_PRELOAD", &probe);
+    let mut tree = Process::start_command(&mut command, Stdio::null(), &stage.path("tree.txt"));
+    tree.wait_for_success();
+    let output = std::fs::read_to_string(stage.path("tree.txt")).expect("the tree's output");
+    let mut lines: Vec<&str> =
+        output.lines().filter(|line| !line.starts_with("PWD=") && !line.starts_with("_=")).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["A=1", &format!("LD_PRELOAD={}", probe.display())]);
+    let recording = server.stop();
+    let name = |exe: &str| exe.rsplit('/').next().unwrap_or_default().to_owned();
+    let mut started: Vec<String> =
+        recording.of_type("start").filter_map(|event| event.exe.as_deref().map(name)).collect();
+    started.sort_unstable();
+    started.dedup();
+    for program in ["cat", "dash", "env", "true"] {
+        let program = if program == "dash" {
+            name(&std::fs::canonicalize("/bin/sh").unwrap().display().to_string())
+        } else {
+            program.into()
+        };
+        assert!(started.contains(&program), "{program} is not among {started:?}");
+    }
+}
+
+/// `follow_children=0`: the programs that it executes are not traced, and do not see the probe in their environment.
+#[test]
+fn executed_programs_are_left_alone() {
+    let stage = Stage::new();
+    let server = Server::start(&stage, SockType::Stream);
+    let parameters = stage.parameters(json!({ "out_sock_type": "stream", "follow_children": 0 }));
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "env | grep LD_PRELOAD; :"]).env("LD_PRELOAD", preload_files(&stage, &parameters));
+    let mut tree = Process::start_command(&mut command, Stdio::null(), &stage.path("tree.txt"));
+    tree.wait_for_success();
+    let output = std::fs::read_to_string(stage.path("tree.txt")).expect("the tree's output");
+    assert_eq!(output.trim_end(), "LD_PRELOAD=");
+    assert_eq!(server.stop().of_type("start").count(), 1);
+}
+
+/// The same probe in a program of musl's.
+#[test]
+fn musl() {
+    let Some(compiler) = find_program("musl-gcc") else {
+        println!("SKIPPED musl: musl-gcc is not installed");
+        return;
+    };
+    let stage = Stage::new();
+    let program = stage.path("workload-musl");
+    let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/workload")).expect("the workload's sources");
+    let sources = sources.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let sources = sources.filter(|path| path.extension().is_some_and(|extension| extension == "c"));
+    let built = Command::new(compiler)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["-O2", "-pthread", "-o"])
+        .arg(&program)
+        .args(sources)
+        .status()
+        .expect("musl-gcc runs");
+    assert!(built.success());
+    let server = Server::start(&stage, SockType::Stream);
+    let parameters = stage.parameters(json!({ "out_sock_type": "stream" }));
+    let cases = ["calls", "seqpacket", "scattered", "large", "datagrams", "dups", "threads", "forked"];
+    let account = Workload::preload_program(&program, &stage, &parameters, &cases).finish();
+    assert_same(&account, &server.stop());
+}
