@@ -1,0 +1,164 @@
+//! Ways for the probe to get into a program, and what they share: a private directory with the collector's socket and
+//! whatever the program has to load.
+
+pub mod child;
+pub mod frida;
+pub mod gadget;
+pub mod gate;
+pub mod preload;
+
+use std::env;
+use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use socktrace_server::{Bound, SockType, listen};
+use tempfile::TempDir;
+
+use crate::args::CaptureArgs;
+
+/// A program that changes its user still has to load the probe.
+const FOLDER_MODE: u32 = 0o755;
+/// What is taken when TMPDIR cannot be.
+const CANDIDATES: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "."];
+/// Bytes of `sun_path` less its NUL, and less the random folder's name and the socket's (unix(7)).
+const MAX_PARENT_LEN: usize = 107 - "/socktrace-123456/sock".len();
+
+/// The directory, removed at the end.
+#[derive(Debug)]
+pub struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    /// # Errors
+    ///
+    /// No directory will do.
+    pub fn new() -> Result<Self> {
+        let wished = env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let candidates = wished.into_iter().chain(CANDIDATES.iter().map(PathBuf::from));
+        let mut why = Vec::new();
+        for parent in candidates {
+            let made = suits(&parent).and_then(|parent| {
+                let folder = tempfile::Builder::new().prefix("socktrace-").tempdir_in(parent);
+                folder.context("cannot make a folder there")
+            });
+            match made {
+                Ok(folder) => {
+                    fs::set_permissions(folder.path(), Permissions::from_mode(FOLDER_MODE))?;
+                    return Ok(Self { folder });
+                }
+                Err(error) => why.push(format!("{}: {error:#}", parent.display())),
+            }
+        }
+        bail!("no place for the probe, set TMPDIR to one: {}", why.join("; "))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Binds the collector's socket.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the path.
+    pub fn bind(&self) -> Result<Bound> {
+        listen::bind(&self.path("sock"), SockType::Stream)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<PathBuf> {
+        let path = self.path(name);
+        fs::write(&path, bytes).with_context(|| format!("{}: cannot be written", path.display()))?;
+        fs::set_permissions(&path, Permissions::from_mode(mode))?;
+        Ok(path)
+    }
+}
+
+/// A folder, by its absolute path, from which programs can load libraries that LD_PRELOAD names.
+fn suits(parent: &Path) -> Result<PathBuf> {
+    let parent = fs::canonicalize(parent)?;
+    let bytes = parent.as_os_str().as_bytes();
+    if bytes.len() > MAX_PARENT_LEN {
+        bail!("its path is too long for a socket's");
+    }
+    // ld.so(8): the list's items are separated by spaces or colons, and there is no way to escape them.
+    if bytes.iter().any(|&b| b == b':' || b.is_ascii_whitespace()) || parent.to_str().is_none() {
+        bail!("a path with spaces, colons or bytes that are no UTF-8 does not do for LD_PRELOAD");
+    }
+    if statvfs(&parent)?.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+        bail!("mounted noexec");
+    }
+    Ok(parent)
+}
+
+/// What a probe is told, whichever way it gets in.
+#[derive(Debug)]
+pub struct Parameters {
+    pub socket: PathBuf,
+    pub max_bytes: u64,
+    pub max_fds: u32,
+    pub follow_children: bool,
+    /// Where [`preload::prepare`] puts the probe, for programs that are executed.
+    pub probe: PathBuf,
+}
+
+impl Parameters {
+    pub fn new(place: &Place, capture: &CaptureArgs, follow_children: bool) -> Self {
+        let (max_bytes, max_fds) = (capture.max_bytes, capture.max_fds);
+        Self { socket: place.path("sock"), max_bytes, max_fds, follow_children, probe: place.path(preload::PROBE) }
+    }
+
+    /// As the preloaded probe reads them: `key=value` texts, a NUL behind each.
+    fn to_text(&self) -> Vec<u8> {
+        let mut text = b"out_socket_path=".to_vec();
+        text.extend_from_slice(self.socket.as_os_str().as_bytes());
+        let (fds, bytes, follow) = (self.max_fds, self.max_bytes, u8::from(self.follow_children));
+        let rest = format!("\0out_sock_type=stream\0max_fds={fds}\0max_bytes={bytes}\0follow_children={follow}\0");
+        text.extend_from_slice(rest.as_bytes());
+        text
+    }
+
+    /// As agent.js takes them.
+    fn to_json(&self) -> serde_json::Value {
+        // `suits` sees to it that paths are UTF-8.
+        let text = |path: &Path| path.to_str().unwrap_or_default().to_owned();
+        serde_json::json!({
+            "out_socket_path": text(&self.socket),
+            "out_sock_type": SockType::Stream.name(),
+            "max_fds": self.max_fds,
+            "max_bytes": self.max_bytes,
+            "preload": if self.follow_children { text(&self.probe) } else { String::new() },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_as_the_probe_reads_them() {
+        let (socket, probe) = ("/tmp/d/sock".into(), "/tmp/d/p.so".into());
+        let parameters = Parameters { socket, max_bytes: 7, max_fds: 9, follow_children: true, probe };
+        let expected =
+            b"out_socket_path=/tmp/d/sock\0out_sock_type=stream\0max_fds=9\0max_bytes=7\0follow_children=1\0";
+        assert_eq!(parameters.to_text(), expected);
+        assert_eq!(parameters.to_json()["preload"], "/tmp/d/p.so");
+    }
+
+    #[test]
+    fn places() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |name: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).unwrap();
+            suits(&path)
+        };
+        assert!(with("plain").is_ok());
+        assert!(with("with space").is_err() && with("with:colon").is_err() && with(&"long".repeat(30)).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! The collector inside `run` and `attach`: receives, records what is kept, shows what is asked for.
+
+use std::io;
+use std::process::ExitCode;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+use socktrace_server::{Bound, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
+
+use crate::args::{CaptureArgs, FilterArgs, ViewArgs};
+use crate::filter::{Scope, Selection};
+use crate::output::{Default, Destination, Output};
+use crate::view::{Silence, Style, View};
+
+/// Lines are handed on when they take so much, in bytes, if they are not flushed before.
+const HAND_ON_LEN: usize = 64 << 10;
+
+/// Takes events from agents.
+struct Tracer {
+    scope: Scope,
+    recorder: Option<Recorder>,
+    view: View,
+    lines: Vec<u8>,
+    output: Output,
+}
+
+impl Sink for Tracer {
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
+        if !self.scope.lets_through(event) {
+            self.view.hide(event);
+            return;
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.event(event, payload);
+        }
+        self.view.show(event, payload, None, None, &mut self.lines);
+        if self.lines.len() >= HAND_ON_LEN {
+            self.hand_on();
+        }
+    }
+
+    fn flush(&mut self) -> bool {
+        self.hand_on();
+        self.recorder.as_mut().is_none_or(Recorder::flush)
+    }
+}
+
+impl Tracer {
+    fn hand_on(&mut self) {
+        self.output.write(&self.lines);
+        self.lines.clear();
+    }
+}
+
+/// The collector, on a thread of its own.
+pub struct Live {
+    stop: StopHandle,
+    thread: JoinHandle<(io::Result<&'static str>, Tracer)>,
+}
+
+impl Live {
+    /// Opens the recording and the output, and begins to receive.
+    ///
+    /// # Errors
+    ///
+    /// One line that names what cannot be opened or is no pattern.
+    pub fn start(bound: Bound, filter: &FilterArgs, capture: &CaptureArgs, view: &ViewArgs) -> Result<Self> {
+        let default = if view.json { Default::Stdout } else { Default::Stderr };
+        let (scope, selection) = (Scope::new(filter)?, Selection::new(filter)?);
+        let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
+        let recorder = match &capture.record {
+            Some(folder) => {
+                let mut recorder = Recorder::open(folder)?;
+                recorder.begin(&bound)?;
+                Some(recorder)
+            }
+            None => None,
+        };
+        let style = Style::new(view, destination.colour, true);
+        let mut tracer = Tracer {
+            scope,
+            recorder,
+            view: View::new(view, style, selection),
+            lines: Vec::new(),
+            output: destination.in_background(),
+        };
+        let stop = Stop::new()?;
+        let handle = stop.handle();
+        let collect = move || (receive::run(&bound, &stop, &mut tracer), tracer);
+        let thread = thread::Builder::new().name("collect".into()).spawn(collect).context("starting a thread")?;
+        Ok(Self { stop: handle, thread })
+    }
+
+    /// Receives no more than what has been sent by now.
+    pub fn stop(&self) {
+        self.stop.stop();
+    }
+
+    /// Takes what has arrived, shows the end, and says what was lost, or why nothing was seen.
+    ///
+    /// `never_loaded` says what it may mean that no probe was heard of, `leaves` what of the processes that go on.
+    pub fn finish(self, reason: &str, never_loaded: &str, leaves: bool) {
+        self.stop();
+        let Ok((result, mut tracer)) = self.thread.join() else {
+            notice("the collector has failed: what was recorded is not complete");
+            return;
+        };
+        tracer.view.finish(&mut tracer.lines);
+        tracer.hand_on();
+        if let Some(recorder) = tracer.recorder.take() {
+            recorder.finish(reason);
+        }
+        let unshown = tracer.output.finish();
+        if unshown > 0 {
+            notice(&format!("{unshown} lines were not shown: the output did not take them"));
+        }
+        if let Err(error) = result {
+            notice(&format!("LOST: the collector has failed ({error}): what was recorded is not complete"));
+        }
+        tracer.view.losses().iter().for_each(|sentence| notice(sentence));
+        if let Some(silence) = tracer.view.silence() {
+            explain(silence, never_loaded);
+        }
+        let running = tracer.view.running();
+        if leaves && !running.is_empty() {
+            let (count, pids) = (running.len(), running.iter().take(8).map(u32::to_string).collect::<Vec<_>>());
+            let (processes, more) =
+                (if count == 1 { "process" } else { "processes" }, if count > 8 { ", …" } else { "" });
+            notice(&format!(
+                "{count} traced {processes} still running, from here on untraced: {}{more}",
+                pids.join(", ")
+            ));
+        }
+    }
+}
+
+/// Says why nothing was shown.
+pub fn explain(silence: Silence, never_loaded: &str) {
+    notice(&match silence {
+        Silence::Filtered(1) => "nothing shown: the filters let none of it through, 1 message".into(),
+        Silence::Filtered(n) => format!("nothing shown: the filters let none of it through, {n} messages"),
+        Silence::NeverLoaded => format!("nothing recorded: {never_loaded}"),
+        Silence::NoSockets(1) => "nothing recorded: 1 process traced, no AF_UNIX sockets opened".into(),
+        Silence::NoSockets(n) => format!("nothing recorded: {n} processes traced, no AF_UNIX sockets opened"),
+        Silence::NoMessages(1) => "no messages: 1 AF_UNIX socket, and nothing went over it".into(),
+        Silence::NoMessages(n) => format!("no messages: {n} AF_UNIX sockets, and nothing went over them"),
+    });
+}
+
+/// An exit status as a shell has it.
+pub fn exit_code(status: std::process::ExitStatus) -> ExitCode {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    // exit(2) keeps eight bits.
+    ExitCode::from((code & 0xff) as u8)
+}

@@ -1,0 +1,48 @@
+//! The command `socktrace`: run a program, attach to one, read a recording.
+//!
+//! ```text
+//! run ─┬ engine (preload, frida, gadget): the program with the probe in it
+//!      └ live: collector thread ─► Scope ─┬► Recorder (-w DIR)
+//! attach ─ engine (frida) ─► live         └► View ─► Output
+//! show ─ recording: events.jsonl and payload files ─► View ─► Output
+//! ```
+
+mod args;
+mod attach;
+mod documents;
+mod engine;
+mod filter;
+mod live;
+mod output;
+mod program;
+mod recording;
+mod run;
+mod show;
+mod summary;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use socktrace_server::notice;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let (result, failure) = match Cli::parse().command {
+        Command::Run(args) => (run::run(&args), run::OWN_FAILURE),
+        Command::Attach(args) => (attach::attach(&args), 1),
+        Command::Show(args) => (show::show(&args), 1),
+        Command::Agent(args) => (documents::agent(&args), 1),
+        Command::Server(args) => (documents::server(&args), 1),
+        Command::Completions(args) => (documents::completions(&args), 1),
+        Command::Man(args) => (documents::man(&args), 1),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            notice(&format!("{error:#}"));
+            ExitCode::from(failure)
+        }
+    }
+}

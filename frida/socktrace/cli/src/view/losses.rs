@@ -1,0 +1,113 @@
+//! What was not recorded, told or noticed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use socktrace_server::{Event, EventType};
+
+/// Event numbers of one process, which leave no gaps but where events are lost.
+#[derive(Debug, Default)]
+struct Numbers {
+    first: u64,
+    last: u64,
+    seen: u64,
+    /// Gaps that the process has reported itself.
+    told: u64,
+}
+
+impl Numbers {
+    fn untold(&self) -> u64 {
+        (self.last - self.first + 1).saturating_sub(self.seen).saturating_sub(self.told)
+    }
+}
+
+/// The account.
+#[derive(Debug, Default)]
+pub struct Losses {
+    /// Events and bytes by reason.
+    told: BTreeMap<String, (u64, u64)>,
+    numbers: HashMap<u32, Numbers>,
+    /// Gaps of processes that have started over (execve(2)).
+    former_gaps: u64,
+    bad_frames: u64,
+}
+
+impl Losses {
+    pub fn note(&mut self, event: &Event<'_>) {
+        match event.kind {
+            EventType::BadFrame => self.bad_frames += 1,
+            EventType::Lost => {
+                let reason = event.reason.as_deref().unwrap_or("for a reason not given").to_owned();
+                let (events, bytes) = self.told.entry(reason).or_default();
+                *events += event.events.unwrap_or(0);
+                *bytes += event.bytes.unwrap_or(0);
+            }
+            _ => {}
+        }
+        let (Some(pid), Some(seq)) = (event.pid, event.seq) else { return };
+        let numbers = self.numbers.entry(pid).or_default();
+        if seq == 1 && numbers.seen > 0 {
+            self.former_gaps += numbers.untold();
+            *numbers = Numbers::default();
+        }
+        if numbers.seen == 0 {
+            (numbers.first, numbers.last) = (seq, seq);
+        }
+        numbers.first = numbers.first.min(seq);
+        numbers.last = numbers.last.max(seq);
+        numbers.seen += 1;
+        if event.kind == EventType::Lost {
+            numbers.told += event.events.unwrap_or(0);
+        }
+    }
+
+    /// A sentence per kind of loss; none if nothing is known to be lost.
+    pub fn sentences(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for (reason, (events, bytes)) in &self.told {
+            let what = match (events, bytes) {
+                (0, 0) => "something, nobody knows how much".to_owned(),
+                (0, bytes) => format!("{bytes} payload bytes"),
+                (events, bytes) => format!("{events} events with {bytes} payload bytes"),
+            };
+            all.push(format!("LOST: {what}: {reason}"));
+        }
+        let gaps = self.former_gaps + self.numbers.values().map(Numbers::untold).sum::<u64>();
+        if gaps > 0 {
+            all.push(format!("LOST: {gaps} events never arrived; their processes ended before they could say why"));
+        }
+        if self.bad_frames > 0 {
+            all.push(format!("LOST: {} times bytes arrived that were no frame", self.bad_frames));
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered(seq: u64) -> Event<'static> {
+        Event { kind: EventType::Data, pid: Some(1), seq: Some(seq), ..Event::default() }
+    }
+
+    fn lost(seq: u64, events: u64, bytes: u64) -> Event<'static> {
+        let reason = Some("the server did not read".into());
+        Event { kind: EventType::Lost, events: Some(events), bytes: Some(bytes), reason, ..numbered(seq) }
+    }
+
+    fn after(events: &[Event<'_>]) -> Vec<String> {
+        let mut losses = Losses::default();
+        events.iter().for_each(|event| losses.note(event));
+        losses.sentences()
+    }
+
+    #[test]
+    fn gaps_that_are_told_and_that_are_not() {
+        assert!(after(&[numbered(1), numbered(3), numbered(2)]).is_empty());
+        let told = after(&[numbered(1), lost(4, 2, 10), numbered(5)]);
+        assert_eq!(told, ["LOST: 2 events with 10 payload bytes: the server did not read"]);
+        assert!(after(&[numbered(1), numbered(4)])[0].starts_with("LOST: 2 events never arrived"));
+        assert!(after(&[numbered(1), numbered(3), numbered(1), numbered(2)])[0].starts_with("LOST: 1 events"));
+        assert!(after(&[numbered(7), numbered(8)]).is_empty());
+    }
+}

@@ -1,0 +1,236 @@
+//! Events to lines.
+
+mod assemble;
+mod clock;
+mod connections;
+mod escape;
+mod hexdump;
+mod line;
+mod losses;
+mod processes;
+mod table;
+
+use socktrace_server::{Event, EventType};
+
+use crate::args::ViewArgs;
+use crate::filter::Selection;
+use crate::summary;
+use assemble::{Assembler, Message};
+use clock::{Clock, time_of};
+use connections::Connections;
+use line::Line;
+use losses::Losses;
+use processes::Processes;
+
+/// How payloads are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// A summary or the beginning, behind the message's line.
+    Preview,
+    Text,
+    Hex,
+    /// Hex, however long.
+    Full,
+}
+
+/// How everything is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    pub payload: Payload,
+    pub json: bool,
+    pub colour: bool,
+    /// Whether the reader's terminal knows characters beyond ASCII.
+    pub utf8: bool,
+    /// Whether the processes still run, so that they can be asked for their names.
+    pub live: bool,
+}
+
+impl Style {
+    pub fn new(args: &ViewArgs, colour: bool, live: bool) -> Self {
+        let payload = match (args.text, args.hex, args.full) {
+            (_, _, true) => Payload::Full,
+            (_, true, _) => Payload::Hex,
+            (true, ..) => Payload::Text,
+            _ => Payload::Preview,
+        };
+        Self { payload, json: args.json, colour, utf8: is_utf8_locale(), live }
+    }
+}
+
+/// Whether the user's locale, as locale(7) has it, is of UTF-8.
+fn is_utf8_locale() -> bool {
+    let value =
+        ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    let value = value.unwrap_or_default().to_ascii_lowercase();
+    value.ends_with("utf-8") || value.ends_with("utf8")
+}
+
+/// What is known so far, and the lines that follow from it.
+#[derive(Debug)]
+pub struct View {
+    style: Style,
+    selection: Selection,
+    clock: Clock,
+    assembler: Assembler,
+    processes: Processes,
+    connections: Connections,
+    losses: Losses,
+    /// Messages shown, and not asked for.
+    shown: u64,
+    filtered: u64,
+    sockets: u64,
+    started: bool,
+}
+
+impl View {
+    pub fn new(args: &ViewArgs, style: Style, selection: Selection) -> Self {
+        Self {
+            style,
+            selection,
+            clock: Clock::new(args.time),
+            assembler: Assembler::default(),
+            processes: Processes::new(style.live),
+            connections: Connections::default(),
+            losses: Losses::default(),
+            shown: 0,
+            filtered: 0,
+            sockets: 0,
+            started: false,
+        }
+    }
+
+    /// So many bytes of a payload are needed to show it.
+    pub fn needed_bytes(&self) -> usize {
+        let all = self.selection.looks_inside() || self.style.payload == Payload::Full;
+        if all && !self.style.json || self.selection.looks_inside() { usize::MAX } else { summary::MAX_LEN }
+    }
+
+    /// Learns from an event that is not shown, whatever the reason.
+    pub fn hide(&mut self, event: &Event<'_>) {
+        self.learn(event);
+        if event.kind == EventType::Data && event.part.unwrap_or(0) == 0 {
+            self.filtered += 1;
+        }
+    }
+
+    fn learn(&mut self, event: &Event<'_>) {
+        self.losses.note(event);
+        self.processes.note(event);
+        match event.kind {
+            EventType::Init | EventType::Start => self.started = true,
+            EventType::Open | EventType::Listen => self.sockets += 1,
+            _ => {}
+        }
+    }
+
+    /// Shows an event; `line` is what events.jsonl has of it, if that is where it comes from. `missing` says why
+    /// `payload` is not all that the event speaks of.
+    pub fn show(
+        &mut self,
+        event: &Event<'_>,
+        payload: &[u8],
+        missing: Option<&'static str>,
+        json: Option<&[u8]>,
+        to: &mut Vec<u8>,
+    ) {
+        self.learn(event);
+        if self.style.json {
+            self.show_json(event, payload, json, to);
+            return;
+        }
+        self.connections.note(event);
+        if event.kind != EventType::HostInit && event.kind != EventType::HostShutdown {
+            self.clock.start(time_of(event));
+        }
+        if event.kind == EventType::Data {
+            for message in self.assembler.take(event, payload, missing) {
+                self.show_message(&message, to);
+            }
+        } else if self.selection.wants_event(event.kind)
+            && (!is_process(event.kind) || self.selection.wants_processes())
+        {
+            let time = self.clock.show(time_of(event));
+            line::event(event, Line::new(self.style, time), &mut self.processes, &self.connections, to);
+        }
+    }
+
+    fn show_json(&mut self, event: &Event<'_>, payload: &[u8], json: Option<&[u8]>, to: &mut Vec<u8>) {
+        let wanted = match event.kind {
+            EventType::Data => self.selection.wants(event.direction, payload),
+            kind => self.selection.wants_event(kind),
+        };
+        if event.kind == EventType::Data {
+            *(if wanted { &mut self.shown } else { &mut self.filtered }) += 1;
+        }
+        if !wanted {
+            return;
+        }
+        let before = to.len();
+        match json {
+            Some(json) => to.extend_from_slice(json),
+            // Strings and numbers into memory do not fail.
+            None if serde_json::to_writer(&mut *to, event).is_err() => return to.truncate(before),
+            None => {}
+        }
+        to.push(b'\n');
+    }
+
+    fn show_message(&mut self, message: &Message, to: &mut Vec<u8>) {
+        if !self.selection.wants(message.direction, &message.bytes) {
+            self.filtered += 1;
+            return;
+        }
+        self.shown += 1;
+        self.connections.count(message);
+        let time = self.clock.show(message.ns);
+        line::message(message, Line::new(self.style, time), &mut self.processes, &self.connections, to);
+    }
+
+    /// The end: messages whose last parts never came, and the table.
+    pub fn finish(&mut self, to: &mut Vec<u8>) {
+        for message in self.assembler.rest() {
+            self.show_message(&message, to);
+        }
+        if !self.style.json && self.connections.len() > 0 {
+            line::table(self.style, &mut self.processes, &self.connections, to);
+        }
+    }
+
+    /// What was lost, loudly.
+    pub fn losses(&self) -> Vec<String> {
+        self.losses.sentences()
+    }
+
+    /// Why nothing was shown, if nothing was.
+    pub fn silence(&self) -> Option<Silence> {
+        match (self.shown, self.filtered, self.started, self.sockets) {
+            (1.., ..) => None,
+            (0, filtered @ 1.., ..) => Some(Silence::Filtered(filtered)),
+            (_, _, false, 0) => Some(Silence::NeverLoaded),
+            (_, _, _, 0) => Some(Silence::NoSockets(self.processes.count())),
+            _ => Some(Silence::NoMessages(self.sockets)),
+        }
+    }
+
+    /// Traced processes that still run.
+    pub fn running(&self) -> Vec<u32> {
+        self.processes.running()
+    }
+}
+
+fn is_process(kind: EventType) -> bool {
+    matches!(kind, EventType::Start | EventType::Fork | EventType::Exec | EventType::Exit)
+}
+
+/// Why nothing was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// So many messages were not asked for.
+    Filtered(u64),
+    /// No probe has said that it is there.
+    NeverLoaded,
+    /// So many processes were traced, and none used an AF_UNIX socket.
+    NoSockets(usize),
+    /// So many sockets were opened, and nothing went over them.
+    NoMessages(u64),
+}

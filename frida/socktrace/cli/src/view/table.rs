@@ -1,0 +1,106 @@
+//! The table at the end: a line per connection.
+
+/// More connections than anybody reads; those with the most bytes are shown.
+const MAX_ROWS: usize = 50;
+/// Characters of a path that are shown: the end tells more than the beginning.
+const MAX_PATH: usize = 48;
+
+/// A line of it.
+#[derive(Debug)]
+pub struct Row {
+    pub path: String,
+    pub process: String,
+    pub peer: String,
+    pub sent: (u64, u64),
+    pub received: (u64, u64),
+    pub duration_ns: u64,
+}
+
+const HEAD: [&str; 6] = ["PATH", "PROCESS", "PEER", "SENT", "RECEIVED", "DURATION"];
+
+/// The table's lines; the first is its head. Texts are escaped already.
+pub fn lines(mut rows: Vec<Row>, ellipsis: &str) -> Vec<String> {
+    let hidden = rows.len().saturating_sub(MAX_ROWS);
+    if hidden > 0 {
+        let bytes = |row: &Row| row.sent.1 + row.received.1;
+        let mut order: Vec<_> = (0..rows.len()).collect();
+        order.sort_by_key(|&at| std::cmp::Reverse(bytes(&rows[at])));
+        let mut shown = vec![false; rows.len()];
+        order[..MAX_ROWS].iter().for_each(|&at| shown[at] = true);
+        let mut at = 0;
+        rows.retain(|_| {
+            at += 1;
+            shown[at - 1]
+        });
+    }
+    let mut cells: Vec<[String; 6]> = vec![HEAD.map(str::to_owned)];
+    cells.extend(rows.iter().map(|row| {
+        [
+            shorten(&row.path, ellipsis),
+            row.process.clone(),
+            row.peer.clone(),
+            moved(row.sent),
+            moved(row.received),
+            format!("{}.{:03} s", row.duration_ns / 1_000_000_000, row.duration_ns / 1_000_000 % 1000),
+        ]
+    }));
+    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let mut lines: Vec<_> = cells
+        .iter()
+        .map(|row| {
+            let padded = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
+                // Numbers to the right.
+                if column < 3 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
+            padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        })
+        .collect();
+    if hidden > 0 {
+        lines.push(format!("{ellipsis} {hidden} more connections, with fewer bytes"));
+    }
+    lines
+}
+
+fn shorten(path: &str, ellipsis: &str) -> String {
+    let len = path.chars().count();
+    match path {
+        "" => "(no path)".into(),
+        _ if len <= MAX_PATH => path.into(),
+        _ => format!("{ellipsis}{}", path.chars().skip(len - MAX_PATH).collect::<String>()),
+    }
+}
+
+fn moved((messages, bytes): (u64, u64)) -> String {
+    match messages {
+        0 => "-".into(),
+        1 => format!("1 message, {bytes} B"),
+        n => format!("{n} messages, {bytes} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(path: &str, bytes: u64) -> Row {
+        let (process, peer) = ("a[1]".into(), "b[2]".into());
+        Row { path: path.into(), process, peer, sent: (1, bytes), received: (0, 0), duration_ns: 1_234_000_000 }
+    }
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let lines = lines(vec![row("/tmp/x", 1), row("", 1000)], "…");
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[1], "/tmp/x     a[1]     b[2]     1 message, 1 B         -   1.234 s");
+        assert!(lines[2].starts_with("(no path)  a[1]"));
+    }
+
+    #[test]
+    fn the_busiest_of_many() {
+        let rows = (0..60).map(|n| row(&format!("/{n}"), n)).collect();
+        let lines = lines(rows, "…");
+        assert_eq!(lines.len(), 1 + MAX_ROWS + 1);
+        assert!(lines[1].starts_with("/10 ") && lines[MAX_ROWS + 1] == "… 10 more connections, with fewer bytes");
+    }
+}
