@@ -15,7 +15,7 @@ const MAX_PATH_BYTES = 107; /* sun_path less its NUL, unix(7) */
 const POINTER = Process.pointerSize;
 
 let loaded = null;
-/* What this script has replaced: function, slot of its address. */
+/* The calls that this script has replaced. */
 const replaced = [];
 
 rpc.exports = {
@@ -32,15 +32,13 @@ rpc.exports = {
     }
   },
 
-  /* The script is unloaded, not eternalized: leave no trace but the library, which a blocked call may return to. */
+  /* The script is unloaded, not eternalized: leave nothing but the library, which a waiting call returns to. */
   dispose() {
     if (loaded === null || replaced.length === 0) {
       return;
     }
     loaded.stop();
-    replaced.forEach(({ target }) => Interceptor.revert(target));
-    Interceptor.flush();
-    replaced.forEach(({ target, slot }) => slot.writePointer(target));
+    replaced.forEach(({ target, before }) => overwrite(target, before));
     loaded.setHooked(0);
   },
 };
@@ -69,7 +67,7 @@ function load(given) {
     throw new Error('socktrace: ' + message);
   }
   if (!probe.isHooked()) {
-    probe.islands = replaceCalls(probe);
+    replaceCalls(probe);
     probe.setHooked(1);
   }
   probe.ready();
@@ -330,15 +328,14 @@ function writeProbe(bytes) {
 /* Functions of musl that are calls of another hooked one: hooked too, they would be recorded twice. */
 const WRAPPERS_IN_MUSL = ['recv', 'send'];
 
-/* Puts the probe's functions in place of libc's; returns what must be kept alive for as long as they are. */
+/* Puts the probe's functions in place of libc's. */
 function replaceCalls(probe) {
   const c = libc();
   const count = Memory.alloc(POINTER);
   const table = probe.hooks(count);
-  const islands = new Islands(c);
   const seen = new Set();
   const isMusl = /musl|^libc\.so$/.test(c.name);
-  const missed = [];
+  const calls = [];
   for (let i = 0; i !== count.readPointer().toInt32(); i++) {
     const row = table.add(i * 3 * POINTER);
     const name = row.readPointer().readUtf8String();
@@ -348,73 +345,104 @@ function replaceCalls(probe) {
       continue;
     }
     seen.add(target.toString());
-    const replacement = row.add(POINTER).readPointer();
-    const slot = row.add(2 * POINTER).readPointer();
-    try {
-      replace(target, replacement, slot, islands);
-      replaced.push({ target, slot });
-    } catch (error) {
-      missed.push(`${name} (${error.message})`);
-    }
+    calls.push({ name, target, replacement: row.add(POINTER).readPointer(), slot: row.add(2 * POINTER).readPointer() });
   }
-  islands.seal();
-  Interceptor.flush();
+  const length = Process.pageSize * Math.ceil((calls.length * ISLAND_LENGTH) / Process.pageSize);
+  const islands = mapNear(c, length);
+  const missed = [];
+  const ready = calls.filter((call, i) => {
+    try {
+      call.island = islands.add(i * ISLAND_LENGTH);
+      writeIsland(call);
+      return true;
+    } catch (error) {
+      missed.push(`${call.name} (${error.message})`);
+      return false;
+    }
+  });
+  Memory.protect(islands, length, 'r-x');
+  /* Only now: a call may come as soon as its function is replaced, and Frida itself makes some of them. */
+  ready.forEach((call) => {
+    call.slot.writePointer(call.original);
+  });
+  ready.forEach((call) => {
+    redirect(call);
+    replaced.push(call);
+  });
   if (missed.length !== 0) {
     console.warn('socktrace: not hooked, their calls are not recorded: ' + missed.join(', '));
   }
-  return islands;
 }
 
-function replace(target, replacement, slot, islands) {
-  if (Interceptor.replaceFast !== undefined) {
-    try {
-      slot.writePointer(Interceptor.replaceFast(target, replacement));
-      return;
-    } catch (_) {
-      /* Too short a beginning to move; a jump by way of an island needs five bytes only. */
-    }
-    const stub = islands.jumpTo(replacement);
-    if (stub !== null) {
-      try {
-        const writeRedirect = (details) => details.writer.putJmpAddress(stub);
-        slot.writePointer(Interceptor.replaceFast({ target, writeRedirect }, replacement));
-        return;
-      } catch (_) {
-        /* A Frida that does not know this form. */
-      }
+/* Memory within a jump's reach of libc, for good: a call may be on its way through it even when the script is gone. */
+function mapNear(c, length) {
+  const MAX_DISTANCE = 0x70000000;
+  const PROT_READ_WRITE = 3;
+  const MAP_PRIVATE_ANONYMOUS = 0x22;
+  const mmap = new NativeFunction(c.getExportByName('mmap'), 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'long']);
+  for (let below = 1; below !== 64; below++) {
+    const hint = c.base.sub(below * 0x1000000);
+    const page = mmap(hint, length, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0);
+    const [low, high] = page.compare(c.base) < 0 ? [page, c.base.add(c.size)] : [c.base, page.add(length)];
+    if (high.sub(low).compare(MAX_DISTANCE) < 0) {
+      return page;
     }
   }
-  /* Calls that come before the next line's are none of ours: nothing is patched until Interceptor.flush(). */
-  Interceptor.replace(target, replacement);
-  slot.writePointer(target);
+  throw new Error('socktrace: no room for its jumps near libc');
 }
 
-/* Far jumps in a page near libc. */
-class Islands {
-  constructor(c) {
-    this.page = null;
-    this.used = 0;
-    if (Process.arch === 'x64') {
-      this.page = Memory.alloc(Process.pageSize, { near: c.base, maxDistance: 0x70000000 });
-    }
-  }
+/*
+ * Why not Frida's Interceptor: it puts up to 16 bytes over a function's beginning, and in glibc's read(), write(),
+ * accept(), … the system call itself is among them. A thread that waits in it would come back to, or after a signal
+ * restart in, the middle of something else. Five bytes are enough for a jump to a page near libc, and never reach it.
+ */
+const JUMP_LENGTH = 5;
+const ISLAND_LENGTH = 64;
+/* Where in an island the function's own beginning is continued from. */
+const ORIGINAL_AT = 16;
 
-  jumpTo(address) {
-    const LENGTH = 16;
-    if (this.page === null || this.used + LENGTH > Process.pageSize) {
-      return null;
+/* A far jump to the replacement; then the instructions that the jump to here takes the place of, and a jump behind them. */
+function writeIsland(call) {
+  const { target, island, replacement } = call;
+  call.original = island.add(ORIGINAL_AT);
+  /* jmp qword ptr [rip + 0]; the address */
+  island.writeByteArray([0xff, 0x25, 0, 0, 0, 0]);
+  island.add(6).writePointer(replacement);
+  const writer = new X86Writer(call.original);
+  const relocator = new X86Relocator(target, writer);
+  let moved = 0;
+  while (moved < JUMP_LENGTH) {
+    moved = relocator.readOne();
+    if (moved === 0 || relocator.input.mnemonic === 'syscall') {
+      throw new Error('its beginning cannot be moved');
     }
-    const at = this.page.add(this.used);
-    this.used += LENGTH;
-    /* jmp qword ptr [rip + 0]; the address */
-    at.writeByteArray([0xff, 0x25, 0, 0, 0, 0]);
-    at.add(6).writePointer(address);
-    return at;
   }
+  relocator.writeAll();
+  writer.putJmpAddress(target.add(moved));
+  writer.flush();
+  relocator.dispose();
+  writer.dispose();
+}
 
-  seal() {
-    if (this.page !== null) {
-      Memory.protect(this.page, Process.pageSize, 'r-x');
-    }
+/* Puts the jump in place; in one store, which other threads see whole, where the function is aligned, as they are. */
+function redirect(call) {
+  const { target, island } = call;
+  call.before = target.readByteArray(8);
+  const after = new DataView(call.before.slice(0));
+  after.setUint8(0, 0xe9);
+  after.setInt32(1, island.sub(target.add(JUMP_LENGTH)).toInt32(), true);
+  overwrite(target, after.buffer);
+}
+
+function overwrite(target, bytes) {
+  const page = target.and(ptr(Process.pageSize - 1).not());
+  const length = target.sub(page).toInt32() + 8;
+  Memory.protect(page, length, 'rwx');
+  if (target.and(7).isNull()) {
+    const view = new DataView(bytes);
+    target.writeU64(uint64('0x' + view.getBigUint64(0, true).toString(16)));
+  } else {
+    target.writeByteArray(bytes.slice(0, JUMP_LENGTH));
   }
+  Memory.protect(page, length, 'r-x');
 }
