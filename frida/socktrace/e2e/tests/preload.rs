@@ -88,6 +88,27 @@ fn executed_programs_are_left_alone() {
     assert_eq!(server.stop().of_type("start").count(), 1);
 }
 
+/// When whoever preloaded the probe has taken it away, programs that are executed later hear nothing of it: the dynamic
+/// linker would complain on their standard error.
+#[test]
+fn a_probe_that_is_gone_is_not_passed_on() {
+    let stage = Stage::new();
+    let server = Server::start(&stage, SockType::Stream);
+    let probe = preload_files(&stage, &stage.parameters(json!({ "out_sock_type": "stream" })));
+    let script = "rm \"$1\"; env | grep LD_PRELOAD; exec env -i /bin/sh -c 'env | grep LD_PRELOAD; :'";
+    for (before, expected) in [("", ""), ("libm.so.6:", "LD_PRELOAD=libm.so.6\n")] {
+        let probe_file = std::fs::read(&probe).unwrap_or_else(|_| socktrace_agent::PROBE.to_vec());
+        std::fs::write(&probe, probe_file).expect("the probe in the test's directory");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "sh"]).arg(&probe).env("LD_PRELOAD", format!("{before}{}", probe.display()));
+        let mut tree = Process::start_command(&mut command, Stdio::null(), &stage.path("tree.txt"));
+        tree.wait_for_success();
+        let output = std::fs::read_to_string(stage.path("tree.txt")).expect("the tree's output");
+        assert_eq!(output, expected);
+    }
+    server.stop();
+}
+
 /// The same probe in a program of musl's.
 #[test]
 fn musl() {

@@ -7,6 +7,10 @@ use core::ffi::{CStr, c_char, c_int};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
+use crate::process;
+
 /// The variable, with its equals sign.
 pub(crate) const LD_PRELOAD: &[u8] = b"LD_PRELOAD=";
 /// Entries of an environment that the probe can add itself to. A larger one is passed on as it is.
@@ -29,9 +33,10 @@ fn probe_path() -> Option<&'static CStr> {
 }
 
 /// What an environment says of the probe.
+#[derive(Clone, Copy)]
 enum Preloads {
-    /// It is in LD_PRELOAD.
-    Probe,
+    /// It is in LD_PRELOAD, at this index.
+    Probe(usize),
     /// LD_PRELOAD is at this index, without it.
     Others(usize),
     /// There is no LD_PRELOAD.
@@ -54,13 +59,19 @@ unsafe fn preloads(envp: *const *const c_char, probe: &CStr) -> (Preloads, usize
         if let Some(value) = entry.to_bytes().strip_prefix(LD_PRELOAD) {
             let mut libraries = value.split(|&b| b == b':' || b == b' ');
             let is_probe = libraries.any(|library| library == probe.to_bytes());
-            found = if is_probe { Preloads::Probe } else { Preloads::Others(index) };
+            found = if is_probe { Preloads::Probe(index) } else { Preloads::Others(index) };
         }
     }
     (found, count)
 }
 
-/// Calls `exec` with an environment that is `envp` with the probe in LD_PRELOAD.
+/// Whether the library is still where it was: whoever put it there may have ended and taken it away, and the dynamic
+/// linker complains on the program's standard error of one that it does not find.
+fn is_there(probe: &CStr) -> bool {
+    process::is_confined() || accessat(CWD, probe, Access::EXISTS, AtFlags::empty()).is_ok()
+}
+
+/// Calls `exec` with an environment that is `envp` with the probe in LD_PRELOAD, or without it if it is gone.
 ///
 /// # Safety
 ///
@@ -69,45 +80,89 @@ pub(crate) unsafe fn with_probe(envp: *const *const c_char, exec: impl FnOnce(*c
     let Some(probe) = probe_path().filter(|_| !envp.is_null()) else { return exec(envp) };
     // SAFETY: the caller's promise.
     let (found, count) = unsafe { preloads(envp, probe) };
-    let (at, before) = match found {
-        Preloads::Probe => return exec(envp),
-        // SAFETY: the caller's promise; the index is within.
-        Preloads::Others(at) => (at, unsafe { CStr::from_ptr(*envp.add(at)) }.to_bytes()),
-        Preloads::Nothing => (count, LD_PRELOAD),
+    // SAFETY: the caller's promise; the indices that `preloads` gives are within.
+    let value_at = |at: usize| unsafe { CStr::from_ptr(*envp.add(at)) }.to_bytes();
+    let mut value = Value::new();
+    let at = match (found, is_there(probe)) {
+        (Preloads::Probe(_), true) | (Preloads::Others(_) | Preloads::Nothing, false) => return exec(envp),
+        (Preloads::Others(at), true) => {
+            value.push(value_at(at));
+            value.push(b":");
+            value.push(probe.to_bytes());
+            at
+        }
+        (Preloads::Nothing, true) => {
+            value.push(LD_PRELOAD);
+            value.push(probe.to_bytes());
+            count
+        }
+        (Preloads::Probe(at), false) => {
+            let others = |library: &&[u8]| !library.is_empty() && *library != probe.to_bytes();
+            let libraries = value_at(at)[LD_PRELOAD.len()..].split(|&b| b == b':' || b == b' ').filter(others);
+            for (index, library) in libraries.enumerate() {
+                value.push(if index == 0 { LD_PRELOAD } else { b":" });
+                value.push(library);
+            }
+            at
+        }
     };
-    let mut value = [MaybeUninit::<u8>::uninit(); MAX_VALUE_LEN];
-    let separator: &[u8] = if before.len() > LD_PRELOAD.len() { b":" } else { b"" };
-    let len = before.len() + separator.len() + probe.count_bytes() + 1;
-    if count + 2 > MAX_ENTRIES || len > MAX_VALUE_LEN {
-        return exec(envp);
-    }
-    let bytes = before.iter().chain(separator).chain(probe.to_bytes_with_nul());
-    for (to, &byte) in value.iter_mut().zip(bytes) {
-        to.write(byte);
-    }
     let mut changed = [MaybeUninit::<*const c_char>::uninit(); MAX_ENTRIES];
-    for (index, to) in changed.iter_mut().enumerate().take(count) {
-        // SAFETY: within the array.
-        to.write(unsafe { *envp.add(index) });
+    let Some(text) = value.finish().filter(|_| count + 2 <= MAX_ENTRIES) else { return exec(envp) };
+    let mut len = 0;
+    for index in 0..count.max(at + 1) {
+        let entry = match index == at {
+            // A variable that nothing is left of.
+            true if text.is_empty() => continue,
+            true => text.as_ptr().cast(),
+            // SAFETY: within the array.
+            false => unsafe { *envp.add(index) },
+        };
+        changed[len].write(entry);
+        len += 1;
     }
-    if at == count {
-        changed[count + 1].write(core::ptr::null());
-    } else {
-        changed[count].write(core::ptr::null());
-    }
-    changed[at].write(value.as_ptr().cast());
+    changed[len].write(core::ptr::null());
     exec(changed.as_ptr().cast())
 }
 
-/// The program's own environment, if the probe is not in it (any more).
-pub(crate) fn own_environment_without_probe() -> Option<*const *const c_char> {
+/// A variable being put together.
+struct Value {
+    bytes: [MaybeUninit<u8>; MAX_VALUE_LEN],
+    len: usize,
+    fits: bool,
+}
+
+impl Value {
+    fn new() -> Self {
+        Self { bytes: [MaybeUninit::uninit(); MAX_VALUE_LEN], len: 0, fits: true }
+    }
+
+    fn push(&mut self, text: &[u8]) {
+        match self.bytes.get_mut(self.len..self.len + text.len()) {
+            Some(to) => {
+                for (to, &byte) in to.iter_mut().zip(text) {
+                    to.write(byte);
+                }
+                self.len += text.len();
+            }
+            None => self.fits = false,
+        }
+    }
+
+    /// With a NUL behind it, not counted; `None` if it did not fit.
+    fn finish(&mut self) -> Option<&[u8]> {
+        self.bytes.get_mut(self.len)?.write(0);
+        // SAFETY: written by `push` as far as this.
+        self.fits.then(|| unsafe { core::slice::from_raw_parts(self.bytes.as_ptr().cast(), self.len) })
+    }
+}
+
+/// The program's own environment, if what it says of the probe has to be changed.
+pub(crate) fn own_environment_to_change() -> Option<*const *const c_char> {
     let probe = probe_path()?;
     let envp = own_environment()?;
     // SAFETY: libc's `environ`, which the program may execute others with.
-    match unsafe { preloads(envp, probe) }.0 {
-        Preloads::Probe => None,
-        _ => Some(envp),
-    }
+    let has_probe = matches!(unsafe { preloads(envp, probe) }.0, Preloads::Probe(_));
+    (has_probe != is_there(probe)).then_some(envp)
 }
 
 #[cfg(feature = "standalone")]

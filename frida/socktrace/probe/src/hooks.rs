@@ -437,9 +437,9 @@ hooks! {
         exec::with_probe(envp, |envp| libc(directory, path, argv, envp, flags))
     }
 
-    /// Takes the program's own environment, which may have lost the probe since.
+    /// Takes the program's own environment, which may have lost the probe since, or have to lose it.
     fn execv(path: *const c_char, argv: *const *const c_char) -> c_int |libc| {
-        match exec::own_environment_without_probe() {
+        match exec::own_environment_to_change() {
             Some(envp) => execve(path, argv, envp),
             None => libc(path, argv),
         }
@@ -447,7 +447,7 @@ hooks! {
 
     /// As execv.
     fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int |libc| {
-        match exec::own_environment_without_probe() {
+        match exec::own_environment_to_change() {
             Some(envp) => execvpe(file, argv, envp),
             None => libc(file, argv),
         }
