@@ -44,6 +44,12 @@ pub struct Event {
     pub call: Option<String>,
     /// Bytes that the call moved.
     pub total: Option<u64>,
+    /// Inode number of the socket at the other end.
+    pub peer_inode: Option<u64>,
+    /// Process id of the other end.
+    pub peer_pid: Option<u32>,
+    /// The other end's connection.
+    pub peer_conn_id: Option<String>,
     /// Bytes moved before it.
     pub offset: Option<u64>,
     /// Which part of the call's capture.

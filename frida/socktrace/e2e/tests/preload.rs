@@ -135,3 +135,23 @@ fn musl() {
     let account = Workload::preload_program(&program, &stage, &parameters, &cases).finish();
     assert_same(&account, &server.stop());
 }
+
+/// Of two traced ends, the one that is heard of second names the first.
+#[test]
+fn two_ends_of_a_connection_are_joined() {
+    let stage = Stage::new();
+    let server = Server::start(&stage, SockType::Dgram);
+    let parameters = stage.parameters(json!({}));
+    Workload::preload(&stage, &parameters, &["calls"]).finish();
+    let recording = server.stop();
+    let opened = |how: &'static str| recording.of_type("open").filter(move |event| event.how.as_deref() == Some(how));
+    let connected: Vec<_> = opened("connect").collect();
+    let accepted: Vec<_> = opened("accept").chain(opened("accept4")).collect();
+    assert!(!accepted.is_empty());
+    for end in accepted {
+        let other = connected.iter().find(|event| event.inode == end.peer_inode).expect("its client was traced");
+        let named = [(&end.peer_conn_id, &other.conn_id), (&other.peer_conn_id, &end.conn_id)];
+        assert!(named.iter().any(|(named, conn_id)| named.is_some() && named == conn_id), "{end:?} {other:?}");
+        assert_eq!(end.peer_pid, other.pid);
+    }
+}

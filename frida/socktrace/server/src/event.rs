@@ -185,6 +185,8 @@ event! {
     peer_inode: u64,
     /// Path of the peer process's executable.
     peer_exe: Text<'a>,
+    /// The connection at the other end, where that is traced too and was heard of first.
+    peer_conn_id: Text<'a>,
     /// Events lost (lost), or events recorded (host_shutdown).
     events: u64,
     /// Payload bytes lost (lost), or payload bytes recorded (host_shutdown).

@@ -14,6 +14,7 @@ pub mod decode;
 mod descriptors;
 pub mod event;
 mod events_file;
+pub mod join;
 pub mod listen;
 mod notice;
 mod outage;

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::decode;
 use crate::event::{Event, EventType};
+use crate::join::Joined;
 use crate::listen::{Bound, SockType};
 use crate::sink::Sink;
 use crate::stop::{Stop, StopHandle};
@@ -62,6 +63,7 @@ struct End {
 ///
 /// The socket, poll(2) or epoll(7) has failed.
 pub fn run(bound: &Bound, stop: &Stop, sink: &mut dyn Sink) -> io::Result<&'static str> {
+    let sink = &mut Joined::new(sink);
     let mut source: Box<dyn Source + '_> = match bound.sock_type() {
         SockType::Dgram => Box::new(dgram::Datagrams::new(bound.as_fd())),
         SockType::Stream => Box::new(stream::Agents::new(bound.as_fd())?),
