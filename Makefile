@@ -6,6 +6,7 @@ VENV = $(CURDIR)/target/venv
 VENV16 = $(CURDIR)/target/venv-frida16
 
 export SOCKTRACE_SERVER = $(SERVER)
+export SOCKTRACE = $(CURDIR)/frida/socktrace/server/target/release/socktrace
 export SOCKTRACE_AGENT = $(AGENT)
 export SOCKTRACE_FRIDA = $(VENV)/bin/frida
 export SOCKTRACE_FRIDA16 = $(VENV16)/bin/frida
@@ -16,6 +17,7 @@ all: build
 
 build:
 	@$(MAKE) --no-print-directory -C frida/socktrace/server
+	cargo build --release --locked --target-dir frida/socktrace/server/target -p socktrace
 
 demo: build $(VENV)/ready
 	@$(VENV)/bin/python demo/demo.py

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub enum Needs {
     /// The server's executable.
     Server,
+    /// The executable `socktrace`.
+    Socktrace,
     /// agent.js.
     Agent,
     /// Frida's command line, Frida 17.
@@ -20,6 +22,7 @@ impl Needs {
     const fn variable(self) -> &'static str {
         match self {
             Self::Server => "SOCKTRACE_SERVER",
+            Self::Socktrace => "SOCKTRACE",
             Self::Agent => "SOCKTRACE_AGENT",
             Self::Frida => "SOCKTRACE_FRIDA",
             Self::Frida16 => "SOCKTRACE_FRIDA16",

@@ -50,6 +50,25 @@ impl Workload {
         Self { process, output: None, account }
     }
 
+    /// Starts it by a command that it is the end of: `socktrace run`, say.
+    pub fn start_by(command: &mut Command, stage: &Stage, cases: &[&str]) -> Self {
+        let (account, args) = Self::args(stage, cases);
+        command.arg(Self::program()).args(args.iter().map(|arg| &**arg));
+        let process = Process::start_command(command, Stdio::null(), &stage.path("workload.txt"));
+        Self::let_go(stage);
+        Self { process, output: None, account }
+    }
+
+    /// Starts it without Frida, to begin when `meanwhile`, which is given its process id, has returned.
+    pub fn start_after<T>(stage: &Stage, cases: &[&str], meanwhile: impl FnOnce(u32) -> T) -> (Self, T) {
+        let (account, args) = Self::args(stage, cases);
+        let args: Vec<&str> = args.iter().map(|arg| &**arg).collect();
+        let process = Process::start(&Self::program(), &args, Stdio::null(), &stage.path("workload.txt"));
+        let result = meanwhile(process.pid());
+        Self::let_go(stage);
+        (Self { process, output: None, account }, result)
+    }
+
     /// Has Frida start it with the agent in it.
     pub fn spawn(stage: &Stage, parameters: &Value, cases: &[&str]) -> Self {
         Self::spawn_by(&Frida::new(), stage, parameters, cases)
