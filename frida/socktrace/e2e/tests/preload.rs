@@ -94,11 +94,11 @@ fn executed_programs_are_left_alone() {
 fn a_probe_that_is_gone_is_not_passed_on() {
     let stage = Stage::new();
     let server = Server::start(&stage, SockType::Stream);
-    let probe = preload_files(&stage, &stage.parameters(json!({ "out_sock_type": "stream" })));
-    let script = "rm \"$1\"; env | grep LD_PRELOAD; exec env -i /bin/sh -c 'env | grep LD_PRELOAD; :'";
+    let parameters = stage.parameters(json!({ "out_sock_type": "stream" }));
+    let script =
+        "rm \"$1\" \"${1%/*}/params\"; env | grep LD_PRELOAD; exec env -i /bin/sh -c 'env | grep LD_PRELOAD; :'";
     for (before, expected) in [("", ""), ("libm.so.6:", "LD_PRELOAD=libm.so.6\n")] {
-        let probe_file = std::fs::read(&probe).unwrap_or_else(|_| socktrace_agent::PROBE.to_vec());
-        std::fs::write(&probe, probe_file).expect("the probe in the test's directory");
+        let probe = preload_files(&stage, &parameters);
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script, "sh"]).arg(&probe).env("LD_PRELOAD", format!("{before}{}", probe.display()));
         let mut tree = Process::start_command(&mut command, Stdio::null(), &stage.path("tree.txt"));
@@ -107,6 +107,19 @@ fn a_probe_that_is_gone_is_not_passed_on() {
         assert_eq!(output, expected);
     }
     server.stop();
+}
+
+/// A probe without parameters does nothing, and does no harm.
+#[test]
+fn without_parameters_nothing_happens() {
+    let stage = Stage::new();
+    let probe = preload_files(&stage, &stage.parameters(json!({})));
+    std::fs::remove_file(stage.path("params")).expect("the parameters are there");
+    let mut command = Command::new("/usr/bin/env");
+    command.arg(format!("LD_PRELOAD={}", probe.display()));
+    let cases = ["calls", "datagrams", "dups", "close_all_by_range", "threads", "forked", "executed", "vforked"];
+    let account = Workload::start_by(&mut command, &stage, &cases).finish();
+    assert!(account.bytes() > 0);
 }
 
 /// The same probe in a program of musl's.

@@ -9,10 +9,12 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use crate::process;
+use crate::{params, process};
 
 /// The variable, with its equals sign.
 pub(crate) const LD_PRELOAD: &[u8] = b"LD_PRELOAD=";
+/// The name of the file with the parameters, beside the probe.
+pub(crate) const PARAMS_NAME: &[u8] = b"/params";
 /// Entries of an environment that the probe can add itself to. A larger one is passed on as it is.
 const MAX_ENTRIES: usize = 2048;
 /// Bytes of LD_PRELOAD with the probe's path in it.
@@ -21,8 +23,20 @@ const MAX_VALUE_LEN: usize = 4096;
 /// The probe's own path in LD_PRELOAD; null where it was not preloaded or is not to follow.
 static PROBE_PATH: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
+/// The file beside it with its parameters.
+static PARAMS_PATH: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+
 /// Makes executed programs load the probe from this path, which stays in memory for good.
 pub(crate) fn follow(path: &'static CStr) {
+    let bytes = path.to_bytes();
+    let folder = &bytes[..bytes.iter().rposition(|&b| b == b'/').unwrap_or(0)];
+    let Ok(params) = params::map(folder.len() + PARAMS_NAME.len() + 1) else { return };
+    // SAFETY: mapped with this length and zeroed, so that a NUL follows; ours alone.
+    unsafe {
+        params.copy_from_nonoverlapping(folder.as_ptr(), folder.len());
+        params.add(folder.len()).copy_from_nonoverlapping(PARAMS_NAME.as_ptr(), PARAMS_NAME.len());
+    }
+    PARAMS_PATH.store(params.cast(), Ordering::Relaxed);
     PROBE_PATH.store(path.as_ptr().cast_mut(), Ordering::Release);
 }
 
@@ -65,10 +79,13 @@ unsafe fn preloads(envp: *const *const c_char, probe: &CStr) -> (Preloads, usize
     (found, count)
 }
 
-/// Whether the library is still where it was: whoever put it there may have ended and taken it away, and the dynamic
-/// linker complains on the program's standard error of one that it does not find.
-fn is_there(probe: &CStr) -> bool {
-    process::is_confined() || accessat(CWD, probe, Access::EXISTS, AtFlags::empty()).is_ok()
+/// Whether programs are still to load the probe. Whoever put it there ends and takes it away: first its parameters, which
+/// is what is looked for here, and a moment later the library itself. The dynamic linker complains, on the program's
+/// standard error, of one that it does not find.
+fn is_there() -> bool {
+    let params = PARAMS_PATH.load(Ordering::Relaxed);
+    // SAFETY: set by `follow` before the path of the probe, without which nobody asks.
+    process::is_confined() || accessat(CWD, unsafe { CStr::from_ptr(params) }, Access::EXISTS, AtFlags::empty()).is_ok()
 }
 
 /// Calls `exec` with an environment that is `envp` with the probe in LD_PRELOAD, or without it if it is gone.
@@ -83,7 +100,7 @@ pub(crate) unsafe fn with_probe(envp: *const *const c_char, exec: impl FnOnce(*c
     // SAFETY: the caller's promise; the indices that `preloads` gives are within.
     let value_at = |at: usize| unsafe { CStr::from_ptr(*envp.add(at)) }.to_bytes();
     let mut value = Value::new();
-    let at = match (found, is_there(probe)) {
+    let at = match (found, is_there()) {
         (Preloads::Probe(_), true) | (Preloads::Others(_) | Preloads::Nothing, false) => return exec(envp),
         (Preloads::Others(at), true) => {
             value.push(value_at(at));
@@ -162,7 +179,7 @@ pub(crate) fn own_environment_to_change() -> Option<*const *const c_char> {
     let envp = own_environment()?;
     // SAFETY: libc's `environ`, which the program may execute others with.
     let has_probe = matches!(unsafe { preloads(envp, probe) }.0, Preloads::Probe(_));
-    (has_probe != is_there(probe)).then_some(envp)
+    (has_probe != is_there()).then_some(envp)
 }
 
 #[cfg(feature = "standalone")]

@@ -10,13 +10,12 @@ use core::sync::atomic::Ordering;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::exec::{self, LD_PRELOAD};
+use crate::exec::{self, LD_PRELOAD, PARAMS_NAME};
 use crate::name::Text;
 use crate::{control, hooks, params};
 
-/// The file's name in LD_PRELOAD, and that of the parameters beside it.
+/// The file's name in LD_PRELOAD.
 const PROBE_NAME: &[u8] = b"/socktrace-probe.so";
-const PARAMS_NAME: &[u8] = b"/params";
 /// PATH_MAX of limits.h.
 const PATH_MAX: usize = 4096;
 /// Bytes of the parameters.

@@ -10,6 +10,7 @@ use rustix::mm::{Advice, madvise};
 use rustix::process::{getpid, getppid};
 use rustix::thread::gettid;
 
+use crate::descriptors;
 use crate::params::{self, Complaint};
 
 const PAGE_LEN: usize = 4096;
@@ -102,7 +103,7 @@ pub(crate) fn who() -> Who {
 
 /// Whether this process is a forked child that has not been noticed yet, and notices it.
 pub(crate) fn notice_fork() {
-    if own().pid.load(Ordering::Relaxed) == 0 {
+    if !OWN.load(Ordering::Acquire).is_null() && own().pid.load(Ordering::Relaxed) == 0 {
         after_fork(raw_pid());
     }
 }
@@ -112,14 +113,17 @@ fn after_fork(pid: u32) {
     // Of several threads that a child may already have, one announces it.
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         crate::transport::after_fork();
-        crate::control::announce(gttr::FrameType::Fork, "");
+        if descriptors::len() > 0 {
+            crate::control::announce(gttr::FrameType::Fork, "");
+        }
     }
 }
 
 /// Whether the table of descriptors is this process's. A vforked child closes descriptors of its own, while the table
 /// in the shared memory is its parent's.
 pub(crate) fn owns_descriptors() -> bool {
-    !who().is_guest
+    // Hooks of a preloaded probe run before it is started, or although it could not be.
+    descriptors::len() > 0 && !who().is_guest
 }
 
 pub(crate) fn parent() -> u32 {
