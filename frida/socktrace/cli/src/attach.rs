@@ -80,8 +80,8 @@ pub fn attach(args: &AttachArgs) -> Result<ExitCode> {
             notice(&format!("the hooks stay in, quiet: {error:#}"));
         }
     }
-    drop(place);
-    live.finish(reason, "the probe never loaded", false);
+    let removal = place.remove();
+    removal.finish(live.finish(reason, "the probe never loaded", false));
     Ok(ExitCode::SUCCESS)
 }
 

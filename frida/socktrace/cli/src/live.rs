@@ -98,12 +98,13 @@ impl Live {
 
     /// Takes what has arrived, shows the end, and says what was lost, or why nothing was seen.
     ///
-    /// `never_loaded` says what it may mean that no probe was heard of, `leaves` what of the processes that go on.
-    pub fn finish(self, reason: &str, never_loaded: &str, leaves: bool) {
+    /// `never_loaded` says what it may mean that no probe was heard of, `leaves` whether to name the processes that go
+    /// on; whether there are such is what it returns.
+    pub fn finish(self, reason: &str, never_loaded: &str, leaves: bool) -> bool {
         self.stop();
         let Ok((result, mut tracer)) = self.thread.join() else {
             notice("the collector has failed: what was recorded is not complete");
-            return;
+            return true;
         };
         tracer.view.finish(&mut tracer.lines);
         tracer.hand_on();
@@ -131,6 +132,7 @@ impl Live {
                 pids.join(", ")
             ));
         }
+        !running.is_empty()
     }
 }
 

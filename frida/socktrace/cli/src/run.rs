@@ -90,8 +90,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     };
     // Processes left behind need not find the collector's socket any more, and nothing of ours stays if we are killed
     // while somebody reads the end.
-    drop(place);
-    live.finish("the program has ended", never_loaded, true);
+    let removal = place.remove();
+    removal.finish(live.finish("the program has ended", never_loaded, true));
     Ok(exit_code(status))
 }
 

@@ -12,6 +12,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{StatVfsMountFlags, statvfs};
@@ -22,6 +25,8 @@ use crate::args::CaptureArgs;
 
 /// A program that changes its user still has to load the probe.
 const FOLDER_MODE: u32 = 0o755;
+/// From a program's look for the parameters to the dynamic linker's for the library: an execve(2), on a busy machine.
+const GRACE: Duration = Duration::from_millis(100);
 /// What is taken when TMPDIR cannot be.
 const CANDIDATES: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "."];
 /// Bytes of `sun_path` less its NUL, and less the random folder's name and the socket's (unix(7)).
@@ -31,6 +36,24 @@ const MAX_PARENT_LEN: usize = 107 - "/socktrace-123456/sock".len();
 #[derive(Debug)]
 pub struct Place {
     folder: TempDir,
+}
+
+/// The directory's removal, under way.
+#[derive(Debug)]
+pub struct Removal {
+    nobody_left: mpsc::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Removal {
+    /// Waits for its end, which is at once if no process is left that could execute a program.
+    pub fn finish(self, processes_go_on: bool) {
+        if !processes_go_on {
+            drop(self.nobody_left);
+        }
+        // A directory that is not removed is all that can come of it.
+        let _ = self.thread.join();
+    }
 }
 
 impl Place {
@@ -55,6 +78,20 @@ impl Place {
             }
         }
         bail!("no place for the probe, set TMPDIR to one: {}", why.join("; "))
+    }
+
+    /// Takes the probe away from programs that are executed from here on, and removes the directory a moment later:
+    /// they look for the parameters (probe/src/exec.rs) before the dynamic linker looks for the library.
+    pub fn remove(self) -> Removal {
+        // There may be none: without --children nothing is loaded from here.
+        let _ = fs::remove_file(self.path(preload::PARAMETERS));
+        let (nobody_left, told) = mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
+            // Ended by time, or by `nobody_left` being dropped.
+            let _ = told.recv_timeout(GRACE);
+            drop(self);
+        });
+        Removal { nobody_left, thread }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -10,7 +10,8 @@ use super::{Parameters, Place};
 
 /// The probe looks for its own entry in LD_PRELOAD by this name, and for its parameters beside it.
 pub const PROBE: &str = "socktrace-probe.so";
-const PARAMETERS: &str = "params";
+/// Their name.
+pub const PARAMETERS: &str = "params";
 
 /// Puts the probe and its parameters in place; returns what is to be preloaded.
 ///
