@@ -97,8 +97,6 @@ extension_values! {
     PeerUid = 19: u32,
     /// Group id of the other end.
     PeerGid = 20: u32,
-    /// The frame's conn_id belongs to a socket that the process has inherited; its value is the process id it comes from.
-    InheritedFrom = 21: u32,
     /// Inode number of the socket at the other end, as sock_diag(7) gives it.
     PeerInode = 22: u64,
     /// Path of the peer process's executable.

@@ -179,8 +179,6 @@ event! {
     peer_uid: u32,
     /// Group id of the other end.
     peer_gid: u32,
-    /// The process id that the connection was inherited from.
-    inherited_from: u32,
     /// Inode number of the socket at the other end.
     peer_inode: u64,
     /// Path of the peer process's executable.
@@ -299,7 +297,6 @@ impl<'a> Event<'a> {
             Ext::PeerPid(v) => self.peer_pid = Some(v),
             Ext::PeerUid(v) => self.peer_uid = Some(v),
             Ext::PeerGid(v) => self.peer_gid = Some(v),
-            Ext::InheritedFrom(v) => self.inherited_from = Some(v),
             Ext::PeerInode(v) => self.peer_inode = Some(v),
             Ext::PeerExe(v) => self.peer_exe = Some(Text::escaped(v)),
             // A newer agent's value: the rest of the frame is understood all the same.
