@@ -18,6 +18,16 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 #[cfg(target_arch = "x86_64")]
 global_asm!(
     ".weak dlsym",
+    ".weak __libc_dlopen_mode",
+    ".weak __libc_dlsym",
+    ".hidden socktrace_libc_dlopen",
+    ".globl socktrace_libc_dlopen",
+    "socktrace_libc_dlopen: mov rax, qword ptr [rip + __libc_dlopen_mode@GOTPCREL]",
+    "ret",
+    ".hidden socktrace_libc_dlsym",
+    ".globl socktrace_libc_dlsym",
+    "socktrace_libc_dlsym: mov rax, qword ptr [rip + __libc_dlsym@GOTPCREL]",
+    "ret",
     ".weak __errno_location",
     ".weak environ",
     ".hidden socktrace_environ",
@@ -98,6 +108,8 @@ compile_error!("the probe has been built for x86_64 only: src/standalone.rs has 
 
 unsafe extern "C" {
     fn socktrace_dlsym() -> Option<unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>;
+    fn socktrace_libc_dlopen() -> Option<unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void>;
+    fn socktrace_libc_dlsym() -> Option<unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>;
     fn socktrace_environ() -> *const *const *const c_char;
     fn socktrace_errno_location() -> Option<unsafe extern "C" fn() -> *mut c_int>;
 }
@@ -105,7 +117,22 @@ unsafe extern "C" {
 /// The function of this name behind ours, null if there is none.
 pub(crate) fn next_symbol(name: &CStr) -> *mut c_void {
     // SAFETY: dlsym(3), if this program has it.
-    unsafe { socktrace_dlsym().map_or(core::ptr::null_mut(), |dlsym| dlsym(RTLD_NEXT, name.as_ptr())) }
+    unsafe { socktrace_dlsym().map_or_else(|| libc_symbol(name), |dlsym| dlsym(RTLD_NEXT, name.as_ptr())) }
+}
+
+/// The same where the program has no dlsym(3): before glibc 2.34 that was in libdl, and libc had it under other names.
+#[cold]
+fn libc_symbol(name: &CStr) -> *mut c_void {
+    /// RTLD_NOW, and that the caller is dlopen(3) itself.
+    const MODE: c_int = 2 | i32::MIN;
+    // SAFETY: libc's own functions, if they are there, as its iconv and name service call them.
+    unsafe {
+        let (Some(dlopen), Some(dlsym)) = (socktrace_libc_dlopen(), socktrace_libc_dlsym()) else {
+            return core::ptr::null_mut();
+        };
+        let libc = dlopen(c"libc.so.6".as_ptr(), MODE);
+        if libc.is_null() { libc } else { dlsym(libc, name.as_ptr()) }
+    }
 }
 
 /// The program's environment as it is now, `environ` of environ(7).
