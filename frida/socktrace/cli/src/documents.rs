@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use socktrace_server::{Recorder, Stop, listen, notice, raise_descriptor_limit, receive};
+use socktrace_server::serve;
 
 use crate::args::{AgentArgs, Cli, CompletionsArgs, ManArgs, ServerArgs};
 
@@ -23,15 +23,7 @@ pub fn agent(args: &AgentArgs) -> Result<ExitCode> {
 
 /// `socktrace server`
 pub fn server(args: &ServerArgs) -> Result<ExitCode> {
-    raise_descriptor_limit();
-    let stop = Stop::on_signals()?;
-    let bound = listen::bind(&args.sock_path, args.sock_type)?;
-    let mut recorder = Recorder::open(&args.out_dir)?;
-    recorder.begin(&bound)?;
-    let (sock, out_dir) = (args.sock_path.display(), args.out_dir.display());
-    notice(&format!("listening on {sock} ({}), recording into {out_dir}", args.sock_type));
-    let reason = receive::run(&bound, &stop, &mut recorder)?;
-    recorder.finish(reason);
+    serve(&args.sock_path, &args.out_dir, args.sock_type)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use socktrace_server::{Recorder, SockType, Stop, listen, notice, raise_descriptor_limit, receive};
+use socktrace_server::{SockType, notice, serve};
 
 /// Records what traced processes send: OUT_DIR/events.jsonl, and OUT_DIR/<conn_id>.in.bin and .out.bin per connection.
 ///
@@ -28,24 +27,12 @@ fn sock_type() -> impl TypedValueParser<Value = SockType> {
 }
 
 fn main() -> ExitCode {
-    match serve(&Args::parse()) {
+    let args = Args::parse();
+    match serve(&args.sock_path, &args.out_dir, args.sock_type) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             notice(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
-}
-
-fn serve(args: &Args) -> Result<()> {
-    raise_descriptor_limit();
-    let stop = Stop::on_signals()?;
-    let bound = listen::bind(&args.sock_path, args.sock_type)?;
-    let mut recorder = Recorder::open(&args.out_dir)?;
-    recorder.begin(&bound)?;
-    let (sock, out_dir) = (args.sock_path.display(), args.out_dir.display());
-    notice(&format!("listening on {sock} ({}), recording into {out_dir}", args.sock_type));
-    let reason = receive::run(&bound, &stop, &mut recorder)?;
-    recorder.finish(reason);
-    Ok(())
 }
