@@ -290,11 +290,6 @@ fn drop_other(fd: i32, slot: Slot) -> Slot {
     Slot::Unknown
 }
 
-/// close(2), and every call that closes on its way, after it has succeeded.
-pub(crate) fn closed(slot: Slot, fd: i32, how: &str) {
-    ended(slot, fd, how);
-}
-
 /// A call that would have closed a descriptor failed, and left it as it was.
 pub(crate) fn restore(slot: Slot, fd: i32) {
     if slot != Slot::Unknown && !descriptors::replace_if(fd, Slot::Unknown, slot) {

@@ -208,7 +208,7 @@ hooks! {
         }
         let slot = calls::before_close(fd);
         let result = libc(fd);
-        calls::closed(slot, fd, "close");
+        calls::ended(slot, fd, "close");
         result
     }
 
@@ -489,7 +489,7 @@ fn finish_dup(slot: Slot, from: c_int, to: c_int, result: c_int, how: &'static s
     if result < 0 {
         calls::restore(slot, to);
     } else {
-        calls::closed(slot, to, how);
+        calls::ended(slot, to, how);
         calls::duplicated(from, result);
     }
 }
