@@ -41,7 +41,7 @@ macro_rules! extension_values {
             pub fn put(&mut self, value: Ext<'_>) {
                 match value {
                     $(Ext::$name(v) => extension_values!(@write $kind self, $tag, v),)+
-                    Ext::Unknown(tag, v) => self.put_bytes(tag, v),
+                    Ext::Unknown(tag, v) => self.put_parts(tag, &[v]),
                 }
             }
         }
@@ -50,10 +50,16 @@ macro_rules! extension_values {
     (@type u32 $l:lifetime) => { u32 };
     (@type u64 $l:lifetime) => { u64 };
     (@type text $l:lifetime) => { &$l [u8] };
+    (@type passed_fd $l:lifetime) => { PassedFd<$l> };
+    (@type credentials $l:lifetime) => { Credentials };
     (@read text $v:ident) => { Some($v) };
+    (@read passed_fd $v:ident) => { PassedFd::from_wire($v) };
+    (@read credentials $v:ident) => { Credentials::from_wire($v) };
     (@read $int:ident $v:ident) => { <[u8; size_of::<$int>()]>::try_from($v).ok().map($int::from_le_bytes) };
-    (@write text $w:ident, $tag:literal, $v:ident) => { $w.put_bytes($tag, $v) };
-    (@write $int:ident $w:ident, $tag:literal, $v:ident) => { $w.put_bytes($tag, &$v.to_le_bytes()) };
+    (@write text $w:ident, $tag:literal, $v:ident) => { $w.put_parts($tag, &[$v]) };
+    (@write passed_fd $w:ident, $tag:literal, $v:ident) => { $w.put_parts($tag, &[&$v.fd.to_le_bytes(), $v.what]) };
+    (@write credentials $w:ident, $tag:literal, $v:ident) => { $w.put_parts($tag, &[&$v.to_wire()]) };
+    (@write $int:ident $w:ident, $tag:literal, $v:ident) => { $w.put_parts($tag, &[&$v.to_le_bytes()]) };
 }
 
 extension_values! {
@@ -101,6 +107,71 @@ extension_values! {
     PeerInode = 22: u64,
     /// Path of the peer process's executable.
     PeerExe = 23: text,
+    /// What recvmsg(2) said of the message in `msg_flags`, and MSG_OOB where the call asked for it: the kernel's numbers.
+    MsgFlags = 24: u32,
+    /// Whether the message was longer than what was received of it: 1 it was, 2 it may have been, because the call does
+    /// not say and the buffer was filled.
+    Truncated = 25: u8,
+    /// Nanoseconds from the call's beginning to its end.
+    DurationNs = 26: u64,
+    /// When the call began, nanoseconds since the Unix epoch, where `TsNs` is later than it should be: events are
+    /// numbered in the order of their times, and an event of another thread had been numbered meanwhile.
+    EnteredNs = 27: u64,
+    /// Bytes that the call moved and that could not be captured, because they never were in the process's memory.
+    Uncaptured = 28: u64,
+    /// A descriptor that came or went with the message (SCM_RIGHTS, unix(7)); one value each.
+    PassedFd = 29: passed_fd,
+    /// Who sent the message (SCM_CREDENTIALS, unix(7)).
+    Credentials = 30: credentials,
+    /// The security context that came with the message (SCM_SECURITY, unix(7)).
+    Security = 31: text,
+    /// The descriptor of the sending process that came with the message (SCM_PIDFD).
+    PidFd = 32: u32,
+}
+
+/// A descriptor that was passed over a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassedFd<'a> {
+    /// Its number in the process whose event this is.
+    pub fd: i32,
+    /// What it leads to, `socket:/run/x.sock` say (docs/gttr.md, "Passed descriptors"); empty where that is not known.
+    pub what: &'a [u8],
+}
+
+impl<'a> PassedFd<'a> {
+    fn from_wire(value: &'a [u8]) -> Option<Self> {
+        let (fd, what) = value.split_first_chunk()?;
+        Some(Self { fd: i32::from_le_bytes(*fd), what })
+    }
+}
+
+/// `struct ucred` of unix(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Process id.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl Credentials {
+    const LEN: usize = 12;
+
+    fn from_wire(value: &[u8]) -> Option<Self> {
+        let value: &[u8; Self::LEN] = value.try_into().ok()?;
+        let at = |at: usize| u32::from_le_bytes([value[at], value[at + 1], value[at + 2], value[at + 3]]);
+        Some(Self { pid: at(0), uid: at(4), gid: at(8) })
+    }
+
+    fn to_wire(self) -> [u8; Self::LEN] {
+        let mut value = [0; Self::LEN];
+        for (to, id) in value.chunks_exact_mut(4).zip([self.pid, self.uid, self.gid]) {
+            to.copy_from_slice(&id.to_le_bytes());
+        }
+        value
+    }
 }
 
 /// Bytes of a value's tag and length.
@@ -170,9 +241,10 @@ impl<'a> ExtWriter<'a> {
     }
 
     #[inline]
-    fn put_bytes(&mut self, tag: u16, value: &[u8]) {
-        let end = self.len + VALUE_HEADER_LEN + value.len();
-        let (Ok(value_len), true) = (u16::try_from(value.len()), end <= usize::from(u16::MAX)) else {
+    fn put_parts(&mut self, tag: u16, parts: &[&[u8]]) {
+        let len = parts.iter().map(|part| part.len()).sum::<usize>();
+        let end = self.len + VALUE_HEADER_LEN + len;
+        let (Ok(value_len), true) = (u16::try_from(len), end <= usize::from(u16::MAX)) else {
             return;
         };
         let Some(out) = self.buffer.get_mut(self.len..end) else {
@@ -180,7 +252,11 @@ impl<'a> ExtWriter<'a> {
         };
         out[0..2].copy_from_slice(&tag.to_le_bytes());
         out[2..4].copy_from_slice(&value_len.to_le_bytes());
-        out[4..].copy_from_slice(value);
+        let mut at = VALUE_HEADER_LEN;
+        for part in parts {
+            out[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
         self.len = end;
     }
 

@@ -29,7 +29,7 @@ mod frame;
 mod name;
 mod stream;
 
-pub use ext::{Ext, ExtWriter, Extensions};
+pub use ext::{Credentials, Ext, ExtWriter, Extensions, PassedFd};
 pub use frame::{
     Direction, Error, FLAG_EXTENDED, FLAG_PAYLOAD, Frame, FrameType, HEADER_LEN, Header, MAGIC, MAX_PAYLOAD_LEN,
     NoRoom, VERSION, decode_datagram,

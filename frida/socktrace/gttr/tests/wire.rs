@@ -2,8 +2,8 @@
 //! version 1 reader understands extended frames.
 
 use gttr::{
-    Direction, Error, Ext, ExtWriter, Extensions, Frame, FrameType, HEADER_LEN, StreamDecoder, StreamStep,
-    decode_datagram,
+    Credentials, Direction, Error, Ext, ExtWriter, Extensions, Frame, FrameType, HEADER_LEN, PassedFd, StreamDecoder,
+    StreamStep, decode_datagram,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -240,9 +240,18 @@ proptest! {
 
     #[test]
     fn extension_values_round_trip(seq in any::<u64>(), pid in any::<u32>(), call in vec(any::<u8>(), 0..20)) {
-        let mut buffer = [0; 128];
+        let mut buffer = [0; 256];
         let mut writer = ExtWriter::new(&mut buffer);
-        let values = [Ext::Seq(seq), Ext::Call(&call), Ext::Pid(pid), Ext::SocketType(5), Ext::Unknown(999, b"new")];
+        let values = [
+            Ext::Seq(seq),
+            Ext::Call(&call),
+            Ext::Pid(pid),
+            Ext::SocketType(5),
+            Ext::PassedFd(PassedFd { fd: pid.cast_signed(), what: &call }),
+            Ext::PassedFd(PassedFd { fd: -1, what: b"" }),
+            Ext::Credentials(Credentials { pid, uid: 1, gid: u32::MAX }),
+            Ext::Unknown(999, b"new"),
+        ];
         for value in values {
             writer.put(value);
         }

@@ -109,6 +109,28 @@ impl<'a> From<&'a str> for Text<'a> {
     }
 }
 
+/// A descriptor that was passed over a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct PassedFd<'a> {
+    /// Its number in the process whose event this is.
+    pub fd: i32,
+    /// What it leads to, `socket:/run/x.sock` say; empty where that is not known.
+    pub what: Text<'a>,
+}
+
+/// Who sent a message, as the kernel vouches for it (SCM_CREDENTIALS, unix(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Credentials {
+    /// Process id.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
 /// One line per field that an event may lack.
 macro_rules! event {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty,)+) => {
@@ -165,6 +187,24 @@ event! {
     part: u32,
     /// Into how many parts the call's capture was split.
     parts: u32,
+    /// How long the call took, in nanoseconds.
+    duration_ns: u64,
+    /// When the call began, where `ts_ns` is later than that (docs/gttr.md, "Time").
+    entered_ns: u64,
+    /// Bytes that the call moved and that could not be captured.
+    uncaptured: u64,
+    /// What is said of the message: `MSG_OOB`, `MSG_CTRUNC`, … with bars between.
+    flags: Text<'a>,
+    /// Whether the message was longer than what was received of it: `yes`, or `maybe` where the call does not say.
+    truncated: Text<'a>,
+    /// Descriptors that came or went with the message.
+    fds: Vec<PassedFd<'a>>,
+    /// Who sent the message.
+    credentials: Credentials,
+    /// The security context that came with the message.
+    security: Text<'a>,
+    /// The descriptor of the sending process that came with the message.
+    pidfd: u32,
     /// Process id of the parent.
     ppid: u32,
     /// Path of the process's executable.
@@ -299,6 +339,17 @@ impl<'a> Event<'a> {
             Ext::PeerGid(v) => self.peer_gid = Some(v),
             Ext::PeerInode(v) => self.peer_inode = Some(v),
             Ext::PeerExe(v) => self.peer_exe = Some(Text::escaped(v)),
+            Ext::MsgFlags(v) => self.flags = Some(message_flags(v)),
+            Ext::Truncated(v) => self.truncated = Some(if v == 1 { "yes" } else { "maybe" }.into()),
+            Ext::DurationNs(v) => self.duration_ns = Some(v),
+            Ext::EnteredNs(v) => self.entered_ns = Some(v),
+            Ext::Uncaptured(v) => self.uncaptured = Some(v),
+            Ext::PassedFd(v) => {
+                self.fds.get_or_insert_default().push(PassedFd { fd: v.fd, what: Text::escaped(v.what) });
+            }
+            Ext::Credentials(v) => self.credentials = Some(Credentials { pid: v.pid, uid: v.uid, gid: v.gid }),
+            Ext::Security(v) => self.security = Some(Text::escaped(v)),
+            Ext::PidFd(v) => self.pidfd = Some(v),
             // A newer agent's value: the rest of the frame is understood all the same.
             _ => {}
         }
@@ -323,4 +374,17 @@ fn socket_type_name(number: u8) -> Text<'static> {
         5 => Cow::Borrowed("seqpacket"),
         n => Cow::Owned(n.to_string()),
     })
+}
+
+/// Flags of recv(2) that say something of a message, which are the same on every architecture.
+const MESSAGE_FLAGS: [(u32, &str); 4] = [(0x1, "MSG_OOB"), (0x8, "MSG_CTRUNC"), (0x20, "MSG_TRUNC"), (0x80, "MSG_EOR")];
+
+fn message_flags(flags: u32) -> Text<'static> {
+    let mut names: Vec<Cow<'static, str>> =
+        MESSAGE_FLAGS.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| Cow::Borrowed(*name)).collect();
+    let unnamed = MESSAGE_FLAGS.iter().fold(flags, |flags, (bit, _)| flags & !bit);
+    if unnamed != 0 {
+        names.push(Cow::Owned(format!("{unnamed:#x}")));
+    }
+    Text(names.join("|").into())
 }

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use gttr::{Direction, Ext, ExtWriter, Frame, FrameType};
+use gttr::{Credentials, Direction, Ext, ExtWriter, Frame, FrameType, PassedFd};
 use harness::{assert_golden, data, encode, golden_frames, noise};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -102,6 +102,34 @@ fn extension_values_become_fields() {
     let expected = json!({
         "type": "data", "ts_ms": 1, "fd": -1, "path": "", "conn_id": "c", "size": 0, "pid": 10, "tid": 11, "seq": 9,
         "ts_ns": u64::MAX, "call": "send\\x0amsg", "total": 9000, "socket_type": "seqpacket", "peer_exe": "/bin/\\xff",
+    });
+    assert_eq!(event, expected);
+}
+
+#[test]
+fn what_comes_with_a_message_becomes_fields() {
+    let mut buffer = [0; 512];
+    let mut writer = ExtWriter::new(&mut buffer);
+    for value in [
+        Ext::MsgFlags(0x1 | 0x8 | 0x4000),
+        Ext::Truncated(1),
+        Ext::DurationNs(12),
+        Ext::EnteredNs(13),
+        Ext::Uncaptured(14),
+        Ext::PassedFd(PassedFd { fd: 5, what: b"file:/etc/hosts" }),
+        Ext::PassedFd(PassedFd { fd: 6, what: b"" }),
+        Ext::Credentials(Credentials { pid: 1, uid: 2, gid: 3 }),
+        Ext::Security(b"unconfined"),
+        Ext::PidFd(9),
+    ] {
+        writer.put(value);
+    }
+    let event = of_datagram(&encode(&Frame { conn: b"c", ext: writer.finish(), ..Frame::new(FrameType::Data, 1) }));
+    let expected = json!({
+        "type": "data", "ts_ms": 1, "fd": -1, "path": "", "conn_id": "c", "size": 0, "flags": "MSG_OOB|MSG_CTRUNC|0x4000",
+        "truncated": "yes", "duration_ns": 12, "entered_ns": 13, "uncaptured": 14,
+        "fds": [{ "fd": 5, "what": "file:/etc/hosts" }, { "fd": 6, "what": "" }],
+        "credentials": { "pid": 1, "uid": 2, "gid": 3 }, "security": "unconfined", "pidfd": 9,
     });
     assert_eq!(event, expected);
 }
