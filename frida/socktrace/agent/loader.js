@@ -12,11 +12,10 @@ const PROBES = /*@PROBES@*/ {};
 const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram', preload: '' };
 const MAX_MAX_FDS = 1048576;
 const MAX_PATH_BYTES = 107; /* sun_path less its NUL, unix(7) */
-const POINTER = Process.pointerSize;
 
 let loaded = null;
-/* The calls that this script has replaced. */
-const replaced = [];
+/* Whether it was this script that put the hooks in place. */
+let isOurs = false;
 
 rpc.exports = {
   init(stage, parameters) {
@@ -34,12 +33,10 @@ rpc.exports = {
 
   /* The script is unloaded, not eternalized: leave nothing but the library, which a waiting call returns to. */
   dispose() {
-    if (loaded === null || replaced.length === 0) {
-      return;
+    if (isOurs) {
+      loaded.stop();
+      loaded.unhook();
     }
-    loaded.stop();
-    replaced.forEach(({ target, before }) => overwrite(target, before));
-    loaded.setHooked(0);
   },
 };
 
@@ -66,9 +63,10 @@ function load(given) {
     }
     throw new Error('socktrace: ' + message);
   }
-  if (!probe.isHooked()) {
-    replaceCalls(probe);
-    probe.setHooked(1);
+  isOurs = running === null;
+  const missed = probe.hook();
+  if (missed !== null) {
+    console.warn('socktrace: ' + missed);
   }
   probe.ready();
   return probe;
@@ -223,21 +221,24 @@ function linker() {
     symbol(handle, name) {
       return dlsym(handle, Memory.allocUtf8String(name));
     },
+    dlsym,
   };
 }
 
 function probeOf(handle) {
   const symbol = (name) => linker().symbol(handle, name);
-  const hooked = symbol('socktrace_hooked');
   const fn = (name, result, args) => new NativeFunction(symbol(name), result, args);
   return {
     init: fn('socktrace_init', 'pointer', ['pointer', 'size_t']),
     ready: fn('socktrace_ready', 'void', []),
     stop: fn('socktrace_stop', 'void', []),
     ignore: fn('socktrace_ignore', 'void', ['int']),
-    hooks: fn('socktrace_hooks', 'pointer', ['pointer']),
-    isHooked: () => hooked.readU32() !== 0,
-    setHooked: (value) => hooked.writeU32(value),
+    unhook: fn('socktrace_unhook', 'void', []),
+    /* What could not be hooked, null if all was. */
+    hook() {
+      const hook = fn('socktrace_hook', 'pointer', ['pointer', 'pointer']);
+      return hook(linker().dlsym, linker().loaded(libc().path)).readUtf8String();
+    },
   };
 }
 
@@ -321,128 +322,4 @@ function writeProbe(bytes) {
       remove();
     },
   };
-}
-
-/* Hooks */
-
-/* Functions of musl that are calls of another hooked one: hooked too, they would be recorded twice. */
-const WRAPPERS_IN_MUSL = ['recv', 'send'];
-
-/* Puts the probe's functions in place of libc's. */
-function replaceCalls(probe) {
-  const c = libc();
-  const count = Memory.alloc(POINTER);
-  const table = probe.hooks(count);
-  const seen = new Set();
-  const isMusl = /musl|^libc\.so$/.test(c.name);
-  const calls = [];
-  for (let i = 0; i !== count.readPointer().toInt32(); i++) {
-    const row = table.add(i * 3 * POINTER);
-    const name = row.readPointer().readUtf8String();
-    const target = c.findExportByName(name);
-    /* One function may go by several names. */
-    if (target === null || seen.has(target.toString()) || (isMusl && WRAPPERS_IN_MUSL.includes(name))) {
-      continue;
-    }
-    seen.add(target.toString());
-    calls.push({ name, target, replacement: row.add(POINTER).readPointer(), slot: row.add(2 * POINTER).readPointer() });
-  }
-  const length = Process.pageSize * Math.ceil((calls.length * ISLAND_LENGTH) / Process.pageSize);
-  const islands = mapNear(c, length);
-  const missed = [];
-  const ready = calls.filter((call, i) => {
-    try {
-      call.island = islands.add(i * ISLAND_LENGTH);
-      writeIsland(call);
-      return true;
-    } catch (error) {
-      missed.push(`${call.name} (${error.message})`);
-      return false;
-    }
-  });
-  Memory.protect(islands, length, 'r-x');
-  /* Only now: a call may come as soon as its function is replaced, and Frida itself makes some of them. */
-  ready.forEach((call) => {
-    call.slot.writePointer(call.original);
-  });
-  ready.forEach((call) => {
-    redirect(call);
-    replaced.push(call);
-  });
-  if (missed.length !== 0) {
-    console.warn('socktrace: not hooked, their calls are not recorded: ' + missed.join(', '));
-  }
-}
-
-/* Memory within a jump's reach of libc, for good: a call may be on its way through it even when the script is gone. */
-function mapNear(c, length) {
-  const MAX_DISTANCE = 0x70000000;
-  const PROT_READ_WRITE = 3;
-  const MAP_PRIVATE_ANONYMOUS = 0x22;
-  const mmap = new NativeFunction(c.getExportByName('mmap'), 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'long']);
-  for (let below = 1; below !== 64; below++) {
-    const hint = c.base.sub(below * 0x1000000);
-    const page = mmap(hint, length, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0);
-    const [low, high] = page.compare(c.base) < 0 ? [page, c.base.add(c.size)] : [c.base, page.add(length)];
-    if (high.sub(low).compare(MAX_DISTANCE) < 0) {
-      return page;
-    }
-  }
-  throw new Error('socktrace: no room for its jumps near libc');
-}
-
-/*
- * Why not Frida's Interceptor: it puts up to 16 bytes over a function's beginning, and in glibc's read(), write(),
- * accept(), … the system call itself is among them. A thread that waits in it would come back to, or after a signal
- * restart in, the middle of something else. Five bytes are enough for a jump to a page near libc, and never reach it.
- */
-const JUMP_LENGTH = 5;
-const ISLAND_LENGTH = 64;
-/* Where in an island the function's own beginning is continued from. */
-const ORIGINAL_AT = 16;
-
-/* A far jump to the replacement; then the instructions that the jump to here takes the place of, and a jump behind them. */
-function writeIsland(call) {
-  const { target, island, replacement } = call;
-  call.original = island.add(ORIGINAL_AT);
-  /* jmp qword ptr [rip + 0]; the address */
-  island.writeByteArray([0xff, 0x25, 0, 0, 0, 0]);
-  island.add(6).writePointer(replacement);
-  const writer = new X86Writer(call.original);
-  const relocator = new X86Relocator(target, writer);
-  let moved = 0;
-  while (moved < JUMP_LENGTH) {
-    moved = relocator.readOne();
-    if (moved === 0 || relocator.input.mnemonic === 'syscall') {
-      throw new Error('its beginning cannot be moved');
-    }
-  }
-  relocator.writeAll();
-  writer.putJmpAddress(target.add(moved));
-  writer.flush();
-  relocator.dispose();
-  writer.dispose();
-}
-
-/* Puts the jump in place; in one store, which other threads see whole, where the function is aligned, as they are. */
-function redirect(call) {
-  const { target, island } = call;
-  call.before = target.readByteArray(8);
-  const after = new DataView(call.before.slice(0));
-  after.setUint8(0, 0xe9);
-  after.setInt32(1, island.sub(target.add(JUMP_LENGTH)).toInt32(), true);
-  overwrite(target, after.buffer);
-}
-
-function overwrite(target, bytes) {
-  const page = target.and(ptr(Process.pageSize - 1).not());
-  const length = target.sub(page).toInt32() + 8;
-  Memory.protect(page, length, 'rwx');
-  if (target.and(7).isNull()) {
-    const view = new DataView(bytes);
-    target.writeU64(uint64('0x' + view.getBigUint64(0, true).toString(16)));
-  } else {
-    target.writeByteArray(bytes.slice(0, JUMP_LENGTH));
-  }
-  Memory.protect(page, length, 'r-x');
 }

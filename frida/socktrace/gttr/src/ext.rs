@@ -260,6 +260,11 @@ impl<'a> ExtWriter<'a> {
         self.len = end;
     }
 
+    /// Bytes that are left.
+    pub fn room(&self) -> usize {
+        self.buffer.len() - self.len
+    }
+
     /// The block as on the wire.
     #[inline]
     pub fn bytes(&self) -> &[u8] {

@@ -8,13 +8,12 @@ use gttr::{Ext, FrameType};
 use rustix::fd::BorrowedFd;
 
 use crate::address::{AF_UNIX, Address};
-use crate::connection::{self, Connection, Handle, Kind, New};
+use crate::connection::{self, Connection, Description, Handle, Kind, New, SOCK_DGRAM};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Event, emit, now_ns};
 use crate::name::SocketPath;
-use crate::{capture, params, process, scan, transport};
+use crate::{announce, params, process, scan, transport};
 
-const SOCK_DGRAM: u32 = 2;
 /// The type's bits in socket(2)'s second argument; the others are flags.
 const SOCK_TYPE_MASK: i32 = 0xf;
 
@@ -80,8 +79,8 @@ pub(crate) fn redescribe(
     ts_ns: u64,
 ) -> Option<Handle> {
     let before = old.get()?;
-    let (inode, socket_type) = (before.description().inode, before.description().socket_type);
-    let new = connection::allocate(&New { kind, inode, socket_type, fd, how, wanted, path, ts_ns })?;
+    let Description { inode, socket_type, mate, .. } = *before.description();
+    let new = connection::allocate(&New { kind, inode, socket_type, mate, fd, how, wanted, path, ts_ns })?;
     move_descriptors(old, Slot::Traced(new), fd);
     // `allocate` counted the descriptor that it was made for; `move_descriptors` counts those that it moves.
     new.get()?.remove_descriptor();
@@ -107,35 +106,42 @@ fn move_descriptors(old: Handle, new: Slot, fd: i32) {
 
 /// socket(2).
 pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
-    if fd < 0 || !process::owns_descriptors() {
-        return;
-    }
-    if scan::is_beyond_table(fd) {
+    if fd < 0 || !process::owns_descriptors() || scan::is_beyond_table(fd) {
         return;
     }
     if domain != i32::from(AF_UNIX) {
         return install(fd, Slot::Other);
     }
+    made(fd, socket_type, "socket", inode(fd), 0);
+}
+
+/// socketpair(2). Open from the start, but announced with its first bytes: most pairs are a program's own plumbing.
+pub(crate) fn socketpair(pair: [i32; 2], domain: i32, socket_type: i32) {
+    if domain != i32::from(AF_UNIX) || !process::owns_descriptors() {
+        return;
+    }
+    let [one, other] = pair.map(inode);
+    for (fd, inode, mate) in [(pair[0], one, other), (pair[1], other, one)] {
+        if !scan::is_beyond_table(fd) {
+            made(fd, socket_type, "socketpair", inode, mate);
+        }
+    }
+}
+
+fn made(fd: i32, socket_type: i32, how: &'static str, inode: u64, mate: u64) {
     let new = New {
         kind: Kind::Idle,
-        inode: inode(fd),
+        inode,
         socket_type: (socket_type & SOCK_TYPE_MASK).cast_unsigned(),
+        mate,
         fd,
-        how: "socket",
+        how,
         // Which path it will have, bind or connect will tell.
         wanted: params::get().socket_paths().is_empty(),
         path: b"",
         ts_ns: now_ns(),
     };
     install(fd, connection::allocate(&new).map_or(Slot::Unknown, Slot::Traced));
-}
-
-/// socketpair(2).
-pub(crate) fn socketpair(pair: [i32; 2], domain: i32, socket_type: i32) {
-    for fd in pair {
-        socket(fd, domain, socket_type);
-        // Open from the start, but announced with its first bytes: most pairs are a program's own plumbing.
-    }
 }
 
 /// The socket that a call named, asking the kernel for one that is not known.
@@ -233,7 +239,7 @@ pub(crate) fn connect(result: i32, fd: i32, address: *const c_void, len: usize) 
     }
     let opened = redescribe(handle, fd, Kind::Open, "connect", wanted, path.shown.as_bytes(), ts_ns);
     if let (true, Some(connection)) = (wanted, opened.and_then(Handle::get)) {
-        capture::announce(connection, ts_ns);
+        announce::announce(connection, ts_ns);
     }
 }
 
@@ -255,6 +261,7 @@ pub(crate) fn accept(fd: i32, listener: i32, how: &'static str) {
         kind: Kind::Open,
         inode: inode(fd),
         socket_type: description.socket_type,
+        mate: 0,
         fd,
         how,
         wanted: true,
@@ -264,7 +271,7 @@ pub(crate) fn accept(fd: i32, listener: i32, how: &'static str) {
     let slot = connection::allocate(&new).map_or(Slot::Unknown, Slot::Traced);
     install(fd, slot);
     if let Some(connection) = slot.connection() {
-        capture::announce(connection, ts_ns);
+        announce::announce(connection, ts_ns);
     }
 }
 
@@ -318,6 +325,9 @@ pub(crate) fn shutdown(result: i32, fd: i32, which: i32) {
         return;
     }
     let Some(connection) = known(fd).and_then(Handle::get) else { return };
+    if which != 1 {
+        connection.set_reads_shut();
+    }
     if connection.kind() != Kind::Open || !connection.description().wanted {
         return;
     }
@@ -346,35 +356,17 @@ pub(crate) fn closed_range(first: u32, last: u32, how: &str) {
     }
 }
 
-/// recvmsg(2): notes the descriptors that came with a message (SCM_RIGHTS, unix(7)).
-///
-/// # Safety
-///
-/// `control` is null or has `len` bytes that the kernel has just written.
-pub(crate) unsafe fn arrived(over: i32, control: *const c_void, len: usize) {
-    const SOL_SOCKET: i32 = 1;
-    const SCM_RIGHTS: i32 = 1;
-    /// `struct cmsghdr`: length, level, type (cmsg(3)).
-    const HEADER_LEN: usize = size_of::<usize>() + 8;
-    if control.is_null() || len < HEADER_LEN || !process::owns_descriptors() {
-        return;
+/// recvmsg(2): a descriptor that came with a message.
+pub(crate) fn arrived(fd: i32, slot: Slot) {
+    if fd >= 0 && !scan::is_beyond_table(fd) {
+        install(fd, slot);
     }
-    let slot = if descriptors::get(over) == Slot::Foreign { Slot::Foreign } else { Slot::Arrived };
-    // SAFETY: the caller's promise.
-    let mut rest = unsafe { core::slice::from_raw_parts(control.cast::<u8>(), len) };
-    while let Some((size, header)) = rest.split_first_chunk::<{ size_of::<usize>() }>() {
-        let size = usize::from_ne_bytes(*size);
-        let (Some(kind), Some(data)) = (header.get(..8), rest.get(HEADER_LEN..size)) else { return };
-        let is = |at: usize, value: i32| kind[at..at + 4] == value.to_ne_bytes();
-        if is(0, SOL_SOCKET) && is(4, SCM_RIGHTS) {
-            for fd in data.chunks_exact(size_of::<i32>()) {
-                let fd = i32::from_ne_bytes([fd[0], fd[1], fd[2], fd[3]]);
-                if !scan::is_beyond_table(fd) {
-                    install(fd, slot);
-                }
-            }
-        }
-        rest = rest.get(size.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
+}
+
+/// pidfd_getfd(2): a descriptor that was another process's.
+pub(crate) fn fetched(fd: i32) {
+    if fd >= 0 && process::owns_descriptors() && !scan::is_beyond_table(fd) {
+        install(fd, Slot::Arrived);
     }
 }
 
@@ -382,15 +374,6 @@ pub(crate) unsafe fn arrived(over: i32, control: *const c_void, len: usize) {
 pub(crate) fn prctl(result: i32, operation: i32) {
     const PR_SET_SECCOMP: i32 = 22;
     if result == 0 && operation == PR_SET_SECCOMP {
-        process::set_confined();
-    }
-}
-
-/// syscall(2): notes that a filter is in force; seccomp(2) has no function of its own in libc.
-pub(crate) fn syscall(result: i64, number: i64) {
-    #[cfg(target_arch = "x86_64")]
-    const SYS_SECCOMP: i64 = 317;
-    if result >= 0 && number == SYS_SECCOMP {
         process::set_confined();
     }
 }

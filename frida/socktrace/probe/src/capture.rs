@@ -1,102 +1,114 @@
 //! From a call's result to the bytes it moved: on which connection, which of them, and the events that say so.
 
+mod buffers;
+mod file;
+
 use core::ffi::c_void;
 
-use gttr::{Direction, Ext, FrameType};
+use gttr::{Direction, Ext, ExtWriter, FrameType};
 use rustix::fd::BorrowedFd;
 
 use crate::address::Address;
-use crate::connection::{Connection, Description, Handle, Kind};
-use crate::control::EXE_EXT_LEN;
+use crate::ancillary::Ancillary;
+use crate::announce::announce;
+use crate::connection::{Connection, Description, Handle, Kind, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
-use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit, emit_sized, now_ns};
+use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit, now_ns};
 use crate::name::SocketPath;
-use crate::{params, peer, process, scan, transport};
+use crate::scratch::Scratch;
+use crate::{params, process, scan, sys, transport};
 
-/// A buffer of readv(2) and writev(2).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct IoVec {
-    base: *const u8,
-    len: usize,
-}
-
-impl IoVec {
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-}
-
-/// Where a call's bytes lie in the program's memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Buffers {
-    One(IoVec),
-    Many(*const IoVec, usize),
-}
-
-impl Buffers {
-    pub(crate) fn one(base: *const c_void, len: usize) -> Self {
-        Self::One(IoVec { base: base.cast(), len })
-    }
-
-    fn get(&self, index: usize) -> Option<IoVec> {
-        match *self {
-            Self::One(only) => (index == 0).then_some(only),
-            // SAFETY: the kernel has just read this array of `count` elements for the program.
-            Self::Many(first, count) => (index < count).then(|| unsafe { *first.add(index) }),
-        }
-    }
-}
-
-/// Goes through the bytes that a call moved, a frame's worth at a time.
-#[derive(Clone, Copy)]
-struct Cursor<'a> {
-    buffers: &'a Buffers,
-    index: usize,
-    offset: usize,
-    left: u64,
-}
-
-impl<'a> Cursor<'a> {
-    /// Up to `max` bytes in up to `MAX_PARTS` parts; how many parts.
-    fn next(&mut self, max: u64, parts: &mut [&'a [u8]; MAX_PARTS]) -> usize {
-        let (mut room, mut count) = (max, 0);
-        while self.left > 0 && room > 0 && count < MAX_PARTS {
-            let Some(buffer) = self.buffers.get(self.index) else {
-                self.left = 0;
-                break;
-            };
-            let rest = buffer.len - self.offset;
-            if rest == 0 {
-                (self.index, self.offset) = (self.index + 1, 0);
-                continue;
-            }
-            // At most `rest`, so it fits.
-            let len = (rest as u64).min(self.left).min(room) as usize;
-            // SAFETY: the kernel has just read or written these bytes for the program. They only go to the kernel
-            // again, which answers with EFAULT, not with a signal, should another thread have unmapped them.
-            parts[count] = unsafe { core::slice::from_raw_parts(buffer.base.add(self.offset), len) };
-            count += 1;
-            self.offset += len;
-            self.left -= len as u64;
-            room -= len as u64;
-        }
-        count
-    }
-}
+pub(crate) use buffers::{Buffers, IoVec};
+pub(crate) use file::Source;
 
 /// A call that may move bytes, as known when it is entered.
 pub(crate) struct Call {
     name: &'static str,
     fd: i32,
     slot: Slot,
+    /// When it was entered, nanoseconds since the Unix epoch; 0: there was no reason to look.
+    entered_ns: u64,
+}
+
+/// The other end's address, where a call names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    pub(crate) address: *const c_void,
+    pub(crate) len: usize,
+}
+
+impl Peer {
+    pub(crate) const NONE: Self = Self { address: core::ptr::null(), len: 0 };
+
+    fn address(&self) -> Option<Address> {
+        // SAFETY: null, or the kernel has just read or written it for the program at this length.
+        unsafe { Address::read(self.address, self.len) }
+    }
+}
+
+/// Whether a message was longer than what was received of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Truncated {
+    No,
+    /// The call does not say: perhaps, if it filled its buffers.
+    Maybe,
+    Yes,
+}
+
+/// What there is to a message beside its bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Details {
+    /// Flags of recv(2) that say something of the message.
+    pub(crate) flags: i32,
+    pub(crate) truncated: Truncated,
+    pub(crate) ancillary: Ancillary,
+}
+
+impl Details {
+    const NONE: Self = Self { flags: 0, truncated: Truncated::Maybe, ancillary: Ancillary::NONE };
+}
+
+/// What a call moved.
+struct Moved {
+    direction: Direction,
+    total: u64,
+    peer: Option<Address>,
+    details: Details,
+}
+
+impl Moved {
+    fn bytes(direction: Direction, total: u64) -> Self {
+        Self { direction, total, peer: None, details: Details::NONE }
+    }
 }
 
 impl Call {
+    /// A call that any descriptor answers.
+    ///
     /// Notes what the descriptor is before the call, while it cannot have been closed and reused in its course.
     #[inline]
-    pub(crate) fn enter(name: &'static str, fd: i32) -> Self {
-        Self { name, fd, slot: descriptors::get(fd) }
+    pub(crate) fn of_bytes(name: &'static str, fd: i32) -> Self {
+        Self::enter(name, fd, false)
+    }
+
+    /// A call that only sockets answer.
+    #[inline]
+    pub(crate) fn of_message(name: &'static str, fd: i32) -> Self {
+        Self::enter(name, fd, true)
+    }
+
+    #[inline]
+    fn enter(name: &'static str, fd: i32, answered_by_sockets_only: bool) -> Self {
+        let mut call = Self { name, fd, slot: descriptors::get(fd), entered_ns: 0 };
+        if !call.is_idle(answered_by_sockets_only) {
+            call.entered_ns = now_ns();
+        }
+        call
+    }
+
+    /// The descriptor.
+    pub(crate) fn fd(&self) -> i32 {
+        self.fd
     }
 
     /// Whether there is nothing to report, in as few instructions as can be.
@@ -109,37 +121,88 @@ impl Call {
         }
     }
 
+    /// Whether the socket is one of datagrams or seqpackets, of which a receive with room for `room` bytes should tell
+    /// more than their bytes, and may.
+    #[inline]
+    pub(crate) fn keeps_messages_apart(&self, room: usize) -> bool {
+        /// MAX_RW_COUNT of the kernel: beyond it, read(2) and recvmsg(2) are not alike.
+        const MAX_ROOM: usize = 0x7fff_f000;
+        let Slot::Traced(handle) = self.slot else { return false };
+        handle.get().is_some_and(|connection| connection.description().socket_type != SOCK_STREAM)
+            && (1..=MAX_ROOM).contains(&room)
+            && !process::is_confined()
+    }
+
     /// Reports bytes that a call of the read(2) family moved.
     #[inline]
     pub(crate) fn moved(&self, direction: Direction, result: isize, buffers: Buffers) {
         if result > 0 && !self.is_idle(false) {
-            self.report(direction, result, buffers, None);
-        }
-    }
-
-    /// Reports bytes that a call of the send(2) family moved, to or from `peer` where the call names one. A message
-    /// without bytes is one for datagrams only.
-    #[inline]
-    pub(crate) fn message(&self, direction: Direction, result: isize, buffers: Buffers, peer: Peer) {
-        if result >= 0 && !self.is_idle(true) {
-            self.report(direction, result, buffers, Some(peer));
+            self.report_moved(direction, result.unsigned_abs() as u64, buffers);
         }
     }
 
     #[inline(never)]
-    fn report(&self, direction: Direction, result: isize, buffers: Buffers, peer: Option<Peer>) {
-        let ts_ns = now_ns();
-        let total = result.unsigned_abs() as u64;
+    fn report_moved(&self, direction: Direction, total: u64, buffers: Buffers) {
+        self.report(&Moved::bytes(direction, total), |data| data.emit(&buffers));
+    }
+
+    /// Reports a message that a call of the send(2) family sent, to `peer` where the call names one.
+    #[inline]
+    pub(crate) fn sent(&self, result: isize, buffers: Buffers, peer: Peer, details: Details) {
+        if result >= 0 && !self.is_idle(true) {
+            self.report_message(Direction::Out, result, buffers, peer, details);
+        }
+    }
+
+    /// Reports a message that a call of the recv(2) family received, from `peer` where the call names one.
+    #[inline]
+    pub(crate) fn received(&self, result: isize, buffers: Buffers, peer: Peer, details: Details) {
+        if result >= 0 && !self.is_idle(true) {
+            self.report_message(Direction::In, result, buffers, peer, details);
+        }
+    }
+
+    #[inline(never)]
+    fn report_message(&self, direction: Direction, result: isize, buffers: Buffers, peer: Peer, details: Details) {
+        // A message's own address matters where it has one of its own: not on a connection.
+        let peer = peer.address().filter(Address::is_named);
+        let moved = Moved { direction, total: result.unsigned_abs() as u64, peer, details };
+        self.report(&moved, |data| data.emit(&buffers));
+    }
+
+    /// Reports bytes that a call moved past the program's memory.
+    #[inline]
+    pub(crate) fn counted(&self, direction: Direction, result: isize) {
+        if result > 0 && !self.is_idle(false) {
+            let total = result.unsigned_abs() as u64;
+            self.report(&Moved::bytes(direction, total), |data| data.emit_count());
+        }
+    }
+
+    /// Reports bytes that sendfile(2) sent.
+    #[inline]
+    pub(crate) fn sent_file(&self, result: isize, source: &Source) {
+        if result > 0 && !self.is_idle(false) {
+            let total = result.unsigned_abs() as u64;
+            self.report(&Moved::bytes(Direction::Out, total), |data| data.emit_file(source));
+        }
+    }
+
+    fn report(&self, moved: &Moved, emit: impl FnOnce(&Data<'_>)) {
+        let now = now_ns();
+        let entered_ns = if self.entered_ns == 0 { now } else { self.entered_ns };
+        // What is sent may arrive before the call returns; what is received was there before it did.
+        let ts_ns = if moved.direction == Direction::Out { entered_ns } else { now };
+        let total = moved.total;
         let Some(handle) = self.connection(ts_ns, total) else { return };
         let Some(connection) = handle.get() else {
             return count_loss(total, ts_ns, Cause::Unattributed);
         };
-        if total == 0 && !may_be_empty(connection.description(), direction) {
+        if total == 0 && !self.is_message(connection, moved.direction) {
             return;
         }
         // Relative names are rare in messages, so the look-up is for those only.
-        let peer = peer.and_then(|peer| peer.address()).filter(Address::is_named);
-        let mut path = peer.map(|address| SocketPath::of(&address, c"/proc/self/cwd"));
+        let mut path = moved.peer.as_ref().map(|address| SocketPath::of(address, c"/proc/self/cwd"));
         if !connection.description().wanted && !path.as_mut().is_some_and(SocketPath::is_wanted) {
             return;
         }
@@ -147,12 +210,11 @@ impl Call {
         let Some(connection) = handle.get() else {
             return count_loss(total, ts_ns, Cause::Unattributed);
         };
-        let offset = connection.add_moved(direction, total);
+        let offset = connection.add_moved(moved.direction, total);
         announce(connection, ts_ns);
-        let max_bytes = params::get().max_bytes;
-        let start = Cursor { buffers: &buffers, index: 0, offset: 0, left: total.min(max_bytes) };
-        let data = Data { call: self, connection, direction, total, offset, ts_ns };
-        data.emit(start, path.as_ref().map(|path| path.shown.as_bytes()));
+        let path = path.as_ref().map(|path| path.shown.as_bytes());
+        let duration_ns = now.saturating_sub(entered_ns);
+        emit(&Data { call: self, connection, moved, offset, ts_ns, entered_ns, duration_ns, path });
     }
 
     /// Whose bytes these are. A number may have been closed behind libc's back and reused, so the socket itself is
@@ -190,33 +252,19 @@ impl Call {
             _ => None,
         }
     }
-}
 
-/// The other end's address, where a call names it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer {
-    pub(crate) address: *const c_void,
-    pub(crate) len: usize,
-}
-
-impl Peer {
-    pub(crate) const NONE: Self = Self { address: core::ptr::null(), len: 0 };
-
-    fn address(&self) -> Option<Address> {
-        // SAFETY: null, or the kernel has just read or written it for the program at this length.
-        unsafe { Address::read(self.address, self.len) }
-    }
-}
-
-const SOCK_DGRAM: u32 = 2;
-const SOCK_SEQPACKET: u32 = 5;
-
-/// Whether a result of 0 is a message without bytes, not the end of the stream.
-fn may_be_empty(description: &Description, direction: Direction) -> bool {
-    match description.socket_type {
-        SOCK_DGRAM => true,
-        SOCK_SEQPACKET => direction == Direction::Out,
-        _ => false,
+    /// Whether a result of 0 is a message without bytes, not the end of what can be received or nothing at all.
+    fn is_message(&self, connection: &Connection, direction: Direction) -> bool {
+        let Description { socket_type, .. } = *connection.description();
+        match (socket_type, direction) {
+            (SOCK_DGRAM, Direction::In) => !connection.are_reads_shut(),
+            (SOCK_DGRAM | SOCK_SEQPACKET, Direction::Out) => true,
+            // The end looks the same, but nothing follows it.
+            (SOCK_SEQPACKET, Direction::In) => {
+                !connection.are_reads_shut() && !process::is_confined() && !sys::is_hung_up(self.fd)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -248,99 +296,152 @@ fn open_since(fd: i32, before: &Connection) -> Option<Handle> {
     (same && connection.kind() == Kind::Open).then_some(now)
 }
 
-/// Makes sure that the server has heard of a connection before it hears of its bytes.
-pub(crate) fn announce(connection: &Connection, ts_ns: u64) {
-    let session = transport::session();
-    if !connection.is_announced_in(session) || session == 0 {
-        let resumed = connection.is_announced_in(0);
-        announce_as(connection, ts_ns, if resumed { "" } else { "resumed:" });
-    }
-}
-
-/// Sends a connection's open frame.
-pub(crate) fn announce_as(connection: &Connection, ts_ns: u64, prefix: &str) {
-    let description = connection.description();
-    let (mut how, mut len) = ([0; 64], 0);
-    for part in ["|", prefix, description.how] {
-        how[len..len + part.len()].copy_from_slice(part.as_bytes());
-        len += part.len();
-    }
-    let peer = peer::Peer::of(description.fd, description.inode);
-    /// Inode, type, and five values of the peer.
-    const MAX_VALUES: usize = 7;
-    let mut values = [Ext::Inode(description.inode); MAX_VALUES];
-    let mut count = 1;
-    let mut put = |value| {
-        values[count] = value;
-        count += 1;
-    };
-    put(Ext::SocketType(description.socket_type as u8));
-    if let Some(peer) = &peer {
-        if peer.pid != 0 {
-            put(Ext::PeerPid(peer.pid));
-            put(Ext::PeerUid(peer.uid));
-            put(Ext::PeerGid(peer.gid));
-            put(Ext::PeerExe(peer.exe.as_bytes()));
-        }
-        if peer.inode != 0 {
-            put(Ext::PeerInode(u64::from(peer.inode)));
-        }
-    }
-    let event = Event {
-        fd: description.fd,
-        path: description.path.as_bytes(),
-        conn: [description.id.as_bytes(), &how[..len], b""],
-        values: &values[..count],
-        ..Event::new(FrameType::Open, ts_ns)
-    };
-    if emit_sized::<EXE_EXT_LEN>(&event, &[]) {
-        connection.set_announced_in(transport::session());
-    }
-}
+/// Bytes of a message's ancillary data as extension values: 253 descriptors (SCM_MAX_FD), and what they lead to.
+const MAX_ANCILLARY_LEN: usize = 16 << 10;
+/// The same where there is no memory to be had for them.
+const SMALL_ANCILLARY_LEN: usize = 256;
+/// Bytes of a file that are read at once.
+const FILE_CHUNK: usize = 64 << 10;
 
 /// One call's bytes.
 struct Data<'a> {
     call: &'a Call,
     connection: &'a Connection,
-    direction: Direction,
-    total: u64,
+    moved: &'a Moved,
+    /// Bytes moved before.
     offset: u64,
     ts_ns: u64,
+    entered_ns: u64,
+    duration_ns: u64,
+    /// The message's own.
+    path: Option<&'a [u8]>,
+}
+
+/// One frame of a call's bytes.
+#[derive(Clone, Copy)]
+struct Part {
+    number: u32,
+    of: u32,
+    /// Bytes that the call moved and that are in none of its frames, for another reason than `max_bytes`.
+    uncaptured: u64,
+}
+
+impl Part {
+    const ONLY: Self = Self { number: 0, of: 1, uncaptured: 0 };
 }
 
 impl Data<'_> {
-    fn emit(&self, start: Cursor<'_>, path: Option<&[u8]>) {
+    fn captured(&self) -> u64 {
+        self.moved.total.min(params::get().max_bytes)
+    }
+
+    fn emit(&self, buffers: &Buffers) {
         let chunk = transport::chunk();
         let mut iov = [&[][..]; MAX_PARTS];
-        let mut count = start;
-        let mut parts = 0;
-        while {
-            count.next(chunk, &mut iov);
-            parts += 1;
-            count.left > 0
-        } {}
+        let start = buffers.front(self.captured());
         let mut cursor = start;
-        for part in 0..parts {
+        let mut of = 0;
+        while {
+            cursor.next(chunk, &mut iov);
+            of += 1;
+            !cursor.is_at_end()
+        } {}
+        let truncated = self.truncated(buffers);
+        let mut cursor = start;
+        for number in 0..of {
             let len = cursor.next(chunk, &mut iov);
-            self.emit_part(&iov[..len], part, parts, path);
+            self.emit_part(&iov[..len], Part { number, of, ..Part::ONLY }, truncated);
         }
     }
 
-    fn emit_part(&self, payload: &[&[u8]], part: u32, parts: u32, path: Option<&[u8]>) {
+    fn truncated(&self, buffers: &Buffers) -> Truncated {
+        let Moved { direction, total, details, .. } = self.moved;
+        let keeps_messages_apart = self.connection.description().socket_type != SOCK_STREAM;
+        match details.truncated {
+            _ if !keeps_messages_apart || *direction == Direction::Out => Truncated::No,
+            Truncated::Maybe if *total < buffers.room() => Truncated::No,
+            said => said,
+        }
+    }
+
+    fn emit_count(&self) {
+        self.emit_part(&[], Part { uncaptured: self.moved.total, ..Part::ONLY }, Truncated::No);
+    }
+
+    fn emit_file(&self, source: &Source) {
+        let Some((from, mut scratch)) = source.sent_from(self.moved.total).zip(Scratch::map(FILE_CHUNK)) else {
+            return self.emit_count();
+        };
+        let chunk = transport::chunk().min(FILE_CHUNK as u64);
+        let captured = self.captured();
+        let of = captured.div_ceil(chunk).max(1);
+        let mut at = 0;
+        for number in 0..of {
+            // At most FILE_CHUNK.
+            let want = (captured - at).min(chunk) as usize;
+            let buffer = &mut scratch.bytes()[..want];
+            let got = source.read_at(buffer, from + at);
+            let uncaptured = (want - got) as u64;
+            // A call's parts are fewer than 2^32: it moves less than 2 GiB.
+            self.emit_part(&[&buffer[..got]], Part { number: number as u32, of: of as u32, uncaptured }, Truncated::No);
+            at += want as u64;
+        }
+    }
+
+    fn emit_part(&self, payload: &[&[u8]], part: Part, truncated: Truncated) {
+        let Details { flags, ancillary, .. } = self.moved.details;
+        /// Call, total, offset and duration; part and parts; uncaptured, flags, truncated.
+        const MAX_VALUES: usize = 9;
+        let mut values = [Ext::Call(self.call.name.as_bytes()); MAX_VALUES];
+        let mut count = 1;
+        let mut put = |value, if_it: bool| {
+            if if_it {
+                values[count] = value;
+                count += 1;
+            }
+        };
+        put(Ext::Total(self.moved.total), true);
+        put(Ext::Offset(self.offset), true);
+        put(Ext::DurationNs(self.duration_ns), true);
+        put(Ext::Part(part.number), part.of > 1);
+        put(Ext::Parts(part.of), part.of > 1);
+        put(Ext::Uncaptured(part.uncaptured), part.uncaptured != 0);
+        put(Ext::MsgFlags(flags.cast_unsigned()), flags != 0);
+        match truncated {
+            Truncated::No => {}
+            Truncated::Yes => put(Ext::Truncated(1), true),
+            Truncated::Maybe => put(Ext::Truncated(2), true),
+        }
+        let values = &values[..count];
+        if part.number == 0 && !ancillary.is_empty() {
+            self.emit_with(&ancillary, payload, values);
+        } else {
+            self.emit_frame(payload, values, b"");
+        }
+    }
+
+    /// Apart, for its room on the stack, which may be a signal handler's small one.
+    #[cold]
+    #[inline(never)]
+    fn emit_with(&self, ancillary: &Ancillary, payload: &[&[u8]], values: &[Ext<'_>]) {
+        let mut scratch = Scratch::map(MAX_ANCILLARY_LEN);
+        let mut small = [0; SMALL_ANCILLARY_LEN];
+        let mut writer = ExtWriter::new(scratch.as_mut().map_or(&mut small, Scratch::bytes));
+        // SAFETY: the kernel has just read or written it for the program.
+        unsafe { ancillary.describe(&mut writer) };
+        self.emit_frame(payload, values, writer.bytes());
+    }
+
+    fn emit_frame(&self, payload: &[&[u8]], values: &[Ext<'_>], more: &[u8]) {
         let description = self.connection.description();
-        let values = [
-            Ext::Call(self.call.name.as_bytes()),
-            Ext::Total(self.total),
-            Ext::Offset(self.offset),
-            Ext::Part(part),
-            Ext::Parts(parts),
-        ];
         let event = Event {
-            direction: self.direction,
+            direction: self.moved.direction,
             fd: self.call.fd,
-            path: path.unwrap_or(description.path.as_bytes()),
+            entered_ns: self.entered_ns,
+            path: self.path.unwrap_or(description.path.as_bytes()),
             conn: [description.id.as_bytes(), b"", b""],
-            values: if parts == 1 { &values[..3] } else { &values },
+            values,
+            more,
             ..Event::new(FrameType::Data, self.ts_ns)
         };
         emit(&event, payload);

@@ -6,7 +6,7 @@
 //! cannot know any more. Nothing has to be given back by a thread that is cancelled or jumps out of a signal handler.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use gttr::{Direction, MAX_CONN_ID_LEN};
 
@@ -25,6 +25,11 @@ pub(crate) enum Kind {
     Open,
 }
 
+/// Socket types of socket(2), which are the same on every architecture but MIPS.
+pub(crate) const SOCK_STREAM: u32 = 1;
+pub(crate) const SOCK_DGRAM: u32 = 2;
+pub(crate) const SOCK_SEQPACKET: u32 = 5;
+
 /// What does not change about a record.
 pub(crate) struct Description {
     pub(crate) kind: Kind,
@@ -32,6 +37,8 @@ pub(crate) struct Description {
     pub(crate) inode: u64,
     /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET (socket(2)).
     pub(crate) socket_type: u32,
+    /// Inode number of the other end, of a socketpair(2); 0: it is none.
+    pub(crate) mate: u64,
     /// The descriptor it was first seen as.
     pub(crate) fd: i32,
     /// What made it known, `accept4` say.
@@ -51,6 +58,8 @@ pub(crate) struct Connection {
     announced: AtomicU32,
     /// Bytes moved in and out.
     moved: [AtomicU64; 2],
+    /// Whether shutdown(2) has ended its receiving, after which a receive gives 0 bytes and no message.
+    reads_shut: AtomicBool,
     description: UnsafeCell<Description>,
 }
 
@@ -115,6 +124,7 @@ pub(crate) struct New<'a> {
     pub(crate) kind: Kind,
     pub(crate) inode: u64,
     pub(crate) socket_type: u32,
+    pub(crate) mate: u64,
     pub(crate) fd: i32,
     pub(crate) how: &'static str,
     pub(crate) wanted: bool,
@@ -135,12 +145,14 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         let generation = connection.generation.fetch_add(1, Ordering::AcqRel) + 1;
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
+        connection.reads_shut.store(false, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
             ts_ms: new.ts_ns / 1_000_000,
             pid: process::who().pid,
             inode: new.inode,
             count: process::own().connections.fetch_add(1, Ordering::Relaxed) + 1,
+            mate: new.mate,
         };
         let mut path = Text::new();
         path.push(new.path);
@@ -148,6 +160,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
             kind: new.kind,
             inode: new.inode,
             socket_type: new.socket_type,
+            mate: new.mate,
             fd: new.fd,
             how: new.how,
             wanted: new.wanted,
@@ -190,6 +203,14 @@ impl Connection {
     /// Notes bytes moved; how many had been before.
     pub(crate) fn add_moved(&self, direction: Direction, bytes: u64) -> u64 {
         self.moved[usize::from(direction == Direction::Out)].fetch_add(bytes, Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_reads_shut(&self) {
+        self.reads_shut.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn are_reads_shut(&self) -> bool {
+        self.reads_shut.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_announced_in(&self, session: u32) -> bool {

@@ -2,17 +2,17 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::fmt::Write as _;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use gttr::{Ext, FrameType};
 use rustix::fs::{CWD, readlinkat_raw};
 
 use crate::emit::{Event, emit, emit_sized, now_ns};
-use crate::hooks::{Hook, TABLE};
+use crate::hooks::{self, Hook};
 use crate::name::Text;
 use crate::params::{self, Complaint, Params, Transport};
 use crate::peer::MAX_EXE_LEN;
-use crate::{connection, descriptors, exec, process, scan, transport};
+use crate::{connection, descriptors, exec, patch, process, scan, transport};
 
 /// Bytes of the extension values of an event that shows the path of an executable.
 pub(crate) const EXE_EXT_LEN: usize = MAX_EXE_LEN + 192;
@@ -40,7 +40,7 @@ pub unsafe extern "C" fn socktrace_init(params: *const u8, params_len: usize) ->
         Ok(()) => return core::ptr::null(),
         Err(complaint) => complaint,
     };
-    COMPLAINT.set(complaint)
+    COMPLAINT.set(&[complaint.as_bytes()])
 }
 
 /// Looks for the sockets that were there before the hooks were, and says that the probe is ready.
@@ -63,27 +63,86 @@ pub extern "C" fn socktrace_stop() {
     }
 }
 
-/// Whether the hooks are in place; for whoever puts them there.
+/// Puts the hooks in place of the functions of a libc, in its memory. `dlsym` is dlsym(3), and `libc` what dlopen(3) gave
+/// for it. Nothing happens if they are in place.
+///
+/// Returns null if all are, and otherwise a text, for people and NUL-terminated, that says which are not.
+///
+/// # Safety
+///
+/// The arguments are what they should be.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-#[allow(non_upper_case_globals, reason = "a name of the probe's interface")]
-pub static socktrace_hooked: AtomicU32 = AtomicU32::new(0);
+pub unsafe extern "C" fn socktrace_hook(dlsym: Dlsym, libc: *mut c_void) -> *const c_char {
+    let find = |name: &CStr| {
+        // SAFETY: the caller's promise.
+        unsafe { dlsym(libc, name.as_ptr()) }
+    };
+    let is_musl = find(c"gnu_get_libc_version").is_null();
+    for hook in hooks::all() {
+        // Functions of musl that are calls of another hooked one: hooked too, they would be recorded twice.
+        let is_wrapper = is_musl && (hook.name == c"recv" || hook.name == c"send");
+        if text().is_none() && !is_wrapper {
+            hook.libc.store(find(hook.name), Ordering::Relaxed);
+        }
+    }
+    let mut missed = Text::<MAX_COMPLAINT_LEN>::new();
+    let note = |hook: &Hook| {
+        // These go on to functions that are hooked.
+        if !hook.name.to_bytes().ends_with(b"_chk") {
+            missed.push(b" ");
+            missed.push(hook.name.to_bytes());
+        }
+    };
+    if !patch_libc(find(LANDMARK) as usize, note) {
+        return COMPLAINT.set(&[b"libc's memory cannot be changed, so nothing is hooked"]);
+    }
+    match missed.as_bytes() {
+        b"" => core::ptr::null(),
+        names => COMPLAINT.set(&[b"not hooked, their calls are not recorded:", names]),
+    }
+}
+
+/// dlsym(3).
+pub type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+
+/// A function that is libc's whatever else the program has loaded.
+pub(crate) const LANDMARK: &CStr = c"__errno_location";
+
+/// libc's text, where it is patched.
+static TEXT: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+
+fn text() -> Option<patch::Range> {
+    let [start, end] = [&TEXT[0], &TEXT[1]].map(|word| word.load(Ordering::Relaxed));
+    (end != 0).then_some(patch::Range { start, end })
+}
+
+/// Patches the libc that has a function at this address, unless it is; whether it is now.
+pub(crate) fn patch_libc(landmark: usize, missed: impl FnMut(&Hook)) -> bool {
+    if text().is_some() {
+        return true;
+    }
+    let Some(text) = patch::text_around(landmark) else { return false };
+    let is_patched = patch::install(text, hooks::all(), missed);
+    if is_patched {
+        TEXT[0].store(text.start, Ordering::Relaxed);
+        TEXT[1].store(text.end, Ordering::Relaxed);
+    }
+    is_patched
+}
+
+/// Takes the hooks away that [`socktrace_hook`] has put in place; what they lead to stays, for calls that are in it.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub extern "C" fn socktrace_unhook() {
+    if let Some(text) = text() {
+        patch::remove(text);
+        TEXT[1].store(0, Ordering::Relaxed);
+    }
+}
 
 /// Makes a descriptor one that is not traced, as an `ignore_fd` parameter would have.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
 pub extern "C" fn socktrace_ignore(fd: c_int) {
     descriptors::replace(fd, descriptors::Slot::Foreign);
-}
-
-/// The table of hooks, and at `count` how many they are.
-///
-/// # Safety
-///
-/// `count` may be written to.
-#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-pub unsafe extern "C" fn socktrace_hooks(count: *mut usize) -> *const Hook {
-    // SAFETY: the caller's promise.
-    unsafe { *count = TABLE.len() };
-    TABLE.as_ptr()
 }
 
 pub(crate) fn start(text: &[u8]) -> Result<(), Complaint> {
@@ -108,7 +167,9 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
         exec::follow(path);
     }
     // Last: from here on, hooks report.
-    descriptors::init(params.max_fds)
+    descriptors::init(params.max_fds)?;
+    params.ignored().for_each(|fd| socktrace_ignore(fd));
+    Ok(())
 }
 
 fn describe(params: &Params) -> Text<256> {
@@ -154,22 +215,26 @@ pub(crate) fn report_beyond_table(fd: i32) {
     say(FrameType::Error, text.as_bytes());
 }
 
+/// Bytes of a complaint.
+const MAX_COMPLAINT_LEN: usize = 1024;
+
 /// Room for the text of a complaint with a NUL behind it.
-struct ComplaintText(core::cell::UnsafeCell<[u8; 128]>);
+struct ComplaintText(core::cell::UnsafeCell<Text<MAX_COMPLAINT_LEN>>);
 
 // SAFETY: written by the one thread that is starting the probe, and read by its caller.
 unsafe impl Sync for ComplaintText {}
 
-static COMPLAINT: ComplaintText = ComplaintText(core::cell::UnsafeCell::new([0; 128]));
+static COMPLAINT: ComplaintText = ComplaintText(core::cell::UnsafeCell::new(Text::new()));
 
 impl ComplaintText {
-    fn set(&self, complaint: Complaint) -> *const c_char {
+    fn set(&self, parts: &[&[u8]]) -> *const c_char {
         // SAFETY: see `Sync`.
-        let buffer = unsafe { &mut *self.0.get() };
-        let len = complaint.len().min(buffer.len() - 1);
-        buffer[..len].copy_from_slice(&complaint.as_bytes()[..len]);
-        buffer[len] = 0;
-        self.0.get().cast()
+        let text = unsafe { &mut *self.0.get() };
+        text.clear();
+        for part in parts {
+            text.push(part);
+        }
+        text.as_c_str().map_or(c"something is wrong".as_ptr(), CStr::as_ptr)
     }
 }
 
@@ -181,10 +246,15 @@ pub(crate) fn fail_with_ebadf() -> c_int {
 }
 
 #[cfg(feature = "standalone")]
-use crate::standalone::{next_symbol, set_errno};
+pub(crate) use crate::standalone::{errno, next_symbol, set_errno};
 
 #[cfg(not(feature = "standalone"))]
-fn set_errno(_: c_int) {}
+pub(crate) fn errno() -> c_int {
+    0
+}
+
+#[cfg(not(feature = "standalone"))]
+pub(crate) fn set_errno(_: c_int) {}
 
 #[cfg(not(feature = "standalone"))]
 fn next_symbol(_: &CStr) -> *mut c_void {

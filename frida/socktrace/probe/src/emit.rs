@@ -10,8 +10,8 @@ use crate::transport::{self, Link, Undelivered};
 
 /// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.
 pub(crate) const MAX_PARTS: usize = 16;
-/// A header, a path, three parts of conn, and extensions.
-const OTHER_PARTS: usize = 6;
+/// A header, a path, three parts of conn, and two of extensions.
+const OTHER_PARTS: usize = 7;
 /// Parts of a frame.
 pub(crate) const MAX_FRAME_PARTS: usize = MAX_PARTS + OTHER_PARTS;
 /// Bytes of the extension values that any event may have.
@@ -25,16 +25,30 @@ pub(crate) struct Event<'a> {
     pub(crate) fd: i32,
     /// Nanoseconds since the Unix epoch.
     pub(crate) ts_ns: u64,
+    /// When the call was entered, likewise; 0: it is not a call that takes time.
+    pub(crate) entered_ns: u64,
     pub(crate) path: &'a [u8],
     /// The conn field, in parts.
     pub(crate) conn: [&'a [u8]; 3],
     /// Extension values beside those that every event has.
     pub(crate) values: &'a [Ext<'a>],
+    /// More of them, as on the wire.
+    pub(crate) more: &'a [u8],
 }
 
 impl Event<'_> {
     pub(crate) const fn new(kind: FrameType, ts_ns: u64) -> Self {
-        Event { kind, direction: Direction::None, fd: -1, ts_ns, path: b"", conn: [b""; 3], values: &[] }
+        Event {
+            kind,
+            direction: Direction::None,
+            fd: -1,
+            ts_ns,
+            entered_ns: 0,
+            path: b"",
+            conn: [b""; 3],
+            values: &[],
+            more: b"",
+        }
     }
 }
 
@@ -84,8 +98,8 @@ pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[&[u8]]) -
     let bytes = payload.iter().map(|part| part.len() as u64).sum();
     let link = transport::reach(event.ts_ns);
     let told = link.and_then(|link| report_losses(&link, &who, event.ts_ns).map(|()| link));
-    let seq = process::next_seq(&who);
-    let sent = told.and_then(|link| send::<N>(&link, event, payload, &who, seq));
+    let number = process::number(&who, event.ts_ns);
+    let sent = told.and_then(|link| send::<N>(&link, event, payload, &who, number));
     sent.map_err(|why| count_loss(bytes, event.ts_ns, why.into())).is_ok()
 }
 
@@ -94,7 +108,7 @@ fn send<const N: usize>(
     event: &Event<'_>,
     payload: &[&[u8]],
     who: &Who,
-    seq: u64,
+    (seq, ts_ns): (u64, u64),
 ) -> Result<(), Undelivered> {
     let mut buffer = [0; N];
     let mut ext = ExtWriter::new(&mut buffer);
@@ -103,7 +117,10 @@ fn send<const N: usize>(
     if who.tid != 0 {
         ext.put(Ext::Tid(who.tid));
     }
-    ext.put(Ext::TsNs(event.ts_ns));
+    ext.put(Ext::TsNs(ts_ns));
+    if event.entered_ns != 0 && ts_ns != event.ts_ns {
+        ext.put(Ext::EnteredNs(event.entered_ns));
+    }
     for value in event.values {
         ext.put(*value);
     }
@@ -111,11 +128,11 @@ fn send<const N: usize>(
     let header = Header {
         kind: event.kind,
         flags: FLAG_EXTENDED | if event.kind == FrameType::Data { FLAG_PAYLOAD } else { 0 },
-        ts_ms: event.ts_ns / 1_000_000,
+        ts_ms: ts_ns / 1_000_000,
         fd: event.fd,
         direction: event.direction,
-        // All bounded: by N, MAX_PATH_LEN, MAX_CONN_ID_LEN and transport::chunk.
-        ext_len: ext.bytes().len() as u16,
+        // All bounded: by N and MAX_ANCILLARY_LEN, MAX_PATH_LEN, MAX_CONN_ID_LEN and transport::chunk.
+        ext_len: (ext.bytes().len() + event.more.len()) as u16,
         path_len: event.path.len() as u16,
         conn_len: event.conn.iter().map(|part| part.len()).sum::<usize>() as u16,
         payload_len: payload_len as u32,
@@ -124,7 +141,7 @@ fn send<const N: usize>(
     let mut parts = [&[][..]; MAX_FRAME_PARTS];
     let mut len = 0;
     let head = [&header[..], event.path, event.conn[0], event.conn[1], event.conn[2]];
-    for part in head.iter().chain(payload).chain(&[ext.bytes()]) {
+    for part in head.iter().chain(payload).chain(&[ext.bytes(), event.more]) {
         parts[len] = *part;
         len += 1;
     }
@@ -172,12 +189,13 @@ fn report(link: &Link, who: &Who, now_ns: u64) -> Result<(), Undelivered> {
         ..Event::new(FrameType::Lost, now_ns)
     };
     // A report that fails is tried again under the number it has, or that number would look like one more loss.
-    let seq = match lost.report_seq.load(Ordering::Relaxed) {
-        0 => process::next_seq(who),
+    let number = match (lost.report_seq.load(Ordering::Relaxed), lost.report_ns.load(Ordering::Relaxed)) {
+        (0, _) => process::number(who, now_ns),
         drawn => drawn,
     };
-    let sent = send::<EXT_LEN>(link, &event, &[], who, seq);
-    lost.report_seq.store(if sent.is_ok() { 0 } else { seq }, Ordering::Relaxed);
+    let sent = send::<EXT_LEN>(link, &event, &[], who, number);
+    lost.report_ns.store(number.1, Ordering::Relaxed);
+    lost.report_seq.store(if sent.is_ok() { 0 } else { number.0 }, Ordering::Relaxed);
     if sent.is_err() {
         lost.bytes.fetch_add(bytes, Ordering::Relaxed);
         let _ = lost.since_ns.compare_exchange(0, since_ns, Ordering::Relaxed, Ordering::Relaxed);

@@ -10,6 +10,8 @@
 #![cfg_attr(not(test), no_std)]
 
 mod address;
+mod ancillary;
+mod announce;
 mod calls;
 mod capture;
 mod connection;
@@ -20,17 +22,18 @@ mod exec;
 mod hooks;
 mod name;
 mod params;
+mod patch;
 mod peer;
 #[cfg(feature = "standalone")]
 mod preload;
 mod process;
 mod scan;
+mod scratch;
 #[cfg(feature = "standalone")]
 mod standalone;
 mod sys;
 mod transport;
 
 pub use control::{
-    socktrace_hooked, socktrace_hooks, socktrace_ignore, socktrace_init, socktrace_ready, socktrace_stop,
+    socktrace_hook, socktrace_ignore, socktrace_init, socktrace_ready, socktrace_stop, socktrace_unhook,
 };
-pub use hooks::Hook;

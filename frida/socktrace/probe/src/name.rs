@@ -4,14 +4,13 @@
 
 use core::ffi::CStr;
 use core::fmt::Write as _;
-use core::ptr::NonNull;
 
 use gttr::MAX_CONN_ID_LEN;
 use rustix::fs::{AtFlags, CWD, FileType, Stat, readlinkat_raw, statat};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::address::Address;
-use crate::{params, process};
+use crate::params;
+use crate::scratch::Scratch;
 
 /// PATH_MAX of limits.h, the kernel's bound on any path.
 const PATH_MAX: usize = 4096;
@@ -47,7 +46,7 @@ impl<const N: usize> Text<N> {
     }
 
     /// Appends a path in the form events show it; whether it fitted.
-    fn push_escaped(&mut self, path: &[u8]) -> bool {
+    pub(crate) fn push_escaped(&mut self, path: &[u8]) -> bool {
         path.iter().all(|&b| {
             let len = gttr::escape_path(&[b], &mut self.bytes[self.len..]);
             self.len += len;
@@ -82,31 +81,17 @@ struct Files {
     directory: Text<PATH_MAX>,
 }
 
-/// [`Files`] in memory of their own: hooks run on whatever stack the program gives a signal handler, and most
-/// connections need none of this.
-struct Scratch(NonNull<Files>);
+/// [`Files`] in memory of their own, which most connections need none of.
+struct Paths(Scratch);
 
-impl Scratch {
+impl Paths {
     fn map() -> Option<Self> {
-        if process::is_confined() {
-            return None;
-        }
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-        // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
-        let at = unsafe { mmap_anonymous(core::ptr::null_mut(), size_of::<Files>(), protection, flags) }.ok()?;
-        NonNull::new(at.cast()).map(Self)
+        Scratch::map(size_of::<Files>()).map(Self)
     }
 
     fn files(&mut self) -> &mut Files {
-        // SAFETY: mapped for this long, zeroed (three empty texts), and ours alone.
-        unsafe { self.0.as_mut() }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and `self` was the only way to it.
-        let _ = unsafe { munmap(self.0.as_ptr().cast(), size_of::<Files>()) };
+        // SAFETY: of this length, aligned to a page, zeroed at first (three empty texts), and ours alone.
+        unsafe { &mut *self.0.bytes().as_mut_ptr().cast() }
     }
 }
 
@@ -115,13 +100,13 @@ pub(crate) struct SocketPath {
     /// As events show it: absolute, or `@name`, printable ASCII.
     pub(crate) shown: Text<MAX_PATH_LEN>,
     /// The path at full length, where it takes part in look-ups.
-    scratch: Option<Scratch>,
+    paths: Option<Paths>,
 }
 
 impl SocketPath {
     /// No path.
     pub(crate) const fn unnamed() -> Self {
-        Self { shown: Text::new(), scratch: None }
+        Self { shown: Text::new(), paths: None }
     }
 
     /// The path behind an address; a relative one is taken to be relative to the directory that the link
@@ -142,10 +127,10 @@ impl SocketPath {
     fn set_file(&mut self, name: &[u8], directory: &CStr) {
         let relative = name.first() != Some(&b'/');
         if relative || !params::get().socket_paths().is_empty() {
-            self.scratch = Scratch::map();
+            self.paths = Paths::map();
         }
-        if let Some(scratch) = &mut self.scratch {
-            let socket = &mut scratch.files().socket;
+        if let Some(paths) = &mut self.paths {
+            let socket = &mut paths.files().socket;
             if relative {
                 push_directory(socket, directory);
             }
@@ -170,8 +155,8 @@ impl SocketPath {
 
     /// Whether there is a socket at the path now.
     pub(crate) fn is_socket(&mut self) -> bool {
-        let Some(scratch) = &mut self.scratch else { return false };
-        let stat = scratch.files().socket.as_c_str().and_then(stat);
+        let Some(paths) = &mut self.paths else { return false };
+        let stat = paths.files().socket.as_c_str().and_then(stat);
         stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
     }
 
@@ -186,8 +171,8 @@ impl SocketPath {
         if wanted == self.shown.as_bytes() {
             return true;
         }
-        let Some(scratch) = &mut self.scratch else { return false };
-        let Files { socket, other, directory } = scratch.files();
+        let Some(paths) = &mut self.paths else { return false };
+        let Files { socket, other, directory } = paths.files();
         other.clear();
         if wanted.first() == Some(&b'@') || !other.push(wanted) {
             return false;
@@ -247,18 +232,29 @@ pub(crate) struct Identity {
     pub(crate) inode: u64,
     /// Number of the connection within its process, for a datagram socket that is connected twice in a millisecond.
     pub(crate) count: u32,
+    /// Inode number of the other end, of a socketpair(2); 0: it is none.
+    pub(crate) mate: u64,
 }
 
 /// Makes a connection's id of its path (shown at its front, for people) and its identity.
 pub(crate) fn connection_id(path: &[u8], identity: &Identity) -> Text<MAX_CONN_ID_LEN> {
     let mut id = Text::new();
+    if let (true, Identity { inode, mate: mate @ 1.., .. }) = (path.is_empty(), identity) {
+        // The same for both ends.
+        let _ = write!(id, "socketpair={}+{}", inode.min(mate), inode.max(mate));
+        return with_identity(id, identity);
+    }
     let path = if path.is_empty() { b"unnamed" } else { path };
     // The end of a long path says more than its beginning.
     let path = &path[path.len().saturating_sub(MAX_CONN_ID_LEN - ID_TAIL_LEN)..];
     let mut safe = [0; MAX_CONN_ID_LEN - ID_TAIL_LEN];
     let len = gttr::sanitize(path, &mut safe);
     id.push(&safe[..len]);
-    let Identity { fd, ts_ms, pid, inode, count } = identity;
+    with_identity(id, identity)
+}
+
+fn with_identity(mut id: Text<MAX_CONN_ID_LEN>, identity: &Identity) -> Text<MAX_CONN_ID_LEN> {
+    let Identity { fd, ts_ms, pid, inode, count, .. } = identity;
     // Cannot be cut: the numbers' longest forms are within ID_TAIL_LEN.
     let _ = write!(id, ":fd={fd}:t={ts_ms}:p={pid}:i={inode}:n={count}");
     id
@@ -270,11 +266,19 @@ mod tests {
 
     #[test]
     fn ids_are_valid_however_long() {
-        let longest = Identity { fd: i32::MAX, ts_ms: u64::MAX, pid: u32::MAX, inode: u64::MAX, count: u32::MAX };
+        let longest =
+            Identity { fd: i32::MAX, ts_ms: u64::MAX, pid: u32::MAX, inode: u64::MAX, count: u32::MAX, mate: 0 };
         let id = connection_id(&[b'/'; 1000], &longest);
         assert!(gttr::is_conn_id(id.as_bytes()), "{}", id.as_bytes().escape_ascii());
         assert!(id.as_bytes().ends_with(b":n=4294967295"));
-        let id = connection_id(b"/tmp/demo.sock", &Identity { fd: 8, ts_ms: 1, pid: 2, inode: 3, count: 4 });
+        let id = connection_id(b"/tmp/demo.sock", &Identity { fd: 8, ts_ms: 1, pid: 2, inode: 3, count: 4, mate: 0 });
         assert_eq!(id.as_bytes(), b"_tmp_demo.sock:fd=8:t=1:p=2:i=3:n=4");
+    }
+
+    #[test]
+    fn both_ends_of_a_pair_are_named_after_the_pair() {
+        let end = |inode, mate| connection_id(b"", &Identity { fd: 8, ts_ms: 1, pid: 2, inode, count: 4, mate });
+        assert_eq!(end(30, 29).as_bytes(), b"socketpair=29+30:fd=8:t=1:p=2:i=30:n=4");
+        assert_eq!(end(29, 30).as_bytes(), b"socketpair=29+30:fd=8:t=1:p=2:i=29:n=4");
     }
 }

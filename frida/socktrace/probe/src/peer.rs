@@ -21,14 +21,14 @@ pub(crate) struct Peer {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     /// 0: not known, or not accepted yet.
-    pub(crate) inode: u32,
+    pub(crate) inode: u64,
     pub(crate) exe: Text<MAX_EXE_LEN>,
 }
 
 impl Peer {
     /// Asks for the peer of a socket with an inode number. Credentials are those of whoever called connect(2), listen(2)
-    /// or socketpair(2) (SO_PEERCRED, unix(7)).
-    pub(crate) fn of(fd: i32, inode: u64) -> Option<Self> {
+    /// or socketpair(2) (SO_PEERCRED, unix(7)). The other end of a pair is known: `mate`, if it is not 0.
+    pub(crate) fn of(fd: i32, inode: u64, mate: u64) -> Option<Self> {
         if fd < 0 || process::is_confined() {
             return None;
         }
@@ -39,7 +39,10 @@ impl Peer {
             [peer.pid, peer.uid, peer.gid] = credentials;
             peer.exe = executable(peer.pid);
         }
-        peer.inode = u32::try_from(inode).ok().and_then(peer_inode).unwrap_or(0);
+        peer.inode = match mate {
+            0 => u32::try_from(inode).ok().and_then(peer_inode).map_or(0, u64::from),
+            mate => mate,
+        };
         (peer.pid != 0 || peer.inode != 0).then_some(peer)
     }
 }

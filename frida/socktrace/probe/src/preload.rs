@@ -5,11 +5,11 @@
 
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
-use core::sync::atomic::Ordering;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use crate::control::next_symbol;
 use crate::exec::{self, LD_PRELOAD, PARAMS_NAME};
 use crate::name::Text;
 use crate::{control, hooks, params};
@@ -44,7 +44,7 @@ fn try_start() -> Option<()> {
     drop(file);
     hooks::find_all_libc_functions();
     control::start(&text[..len]).ok()?;
-    control::socktrace_hooked.store(1, Ordering::Relaxed);
+    hook_libc();
     control::socktrace_ready();
     if params::get().follow_children {
         exec::follow(path);
@@ -52,6 +52,14 @@ fn try_start() -> Option<()> {
         forget(path);
     }
     Some(())
+}
+
+/// The hooks are in place already, for whatever calls the functions by their names. Where libc can be patched too, they
+/// are for its own calls of them: in glibc. musl's own functions make system calls instead.
+fn hook_libc() {
+    if !next_symbol(c"gnu_get_libc_version").is_null() {
+        control::patch_libc(next_symbol(control::LANDMARK) as usize, |_| {});
+    }
 }
 
 fn read_all(file: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {

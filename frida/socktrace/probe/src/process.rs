@@ -10,6 +10,8 @@ use rustix::mm::{Advice, madvise};
 use rustix::process::{getpid, getppid};
 use rustix::thread::gettid;
 
+use core::cell::UnsafeCell;
+
 use crate::descriptors;
 use crate::params::{self, Complaint};
 
@@ -19,12 +21,59 @@ const PAGE_LEN: usize = 4096;
 pub(crate) struct Own {
     /// 0 in a forked child until it has been noticed.
     pid: AtomicU32,
-    /// The last event's number.
-    seq: AtomicU64,
+    numbering: Numbering,
     /// Connections named so far.
     pub(crate) connections: AtomicU32,
     /// Losses not yet reported.
     pub(crate) lost: Lost,
+}
+
+/// The last event's number and time, which change together: in the order of the numbers, times never run backwards.
+#[repr(C, align(16))]
+struct Numbering {
+    /// The number in the low half.
+    both: UnsafeCell<u128>,
+}
+
+impl Numbering {
+    /// The next event's number, and its time: `ts_ns`, or that of the event numbered before it if that is later.
+    fn next(&self, ts_ns: u64) -> (u64, u64) {
+        let words = self.both.get().cast::<u64>();
+        // SAFETY: both halves are aligned; should they change in between, the exchange fails.
+        let read = |at| unsafe { AtomicU64::from_ptr(words.add(at)) }.load(Ordering::Relaxed);
+        let mut old = u128::from(read(0)) | u128::from(read(1)) << 64;
+        loop {
+            let (seq, ts_ns) = (old as u64 + 1, ts_ns.max((old >> 64) as u64));
+            let new = u128::from(seq) | u128::from(ts_ns) << 64;
+            // SAFETY: aligned, and read and written in no other way; every x86-64 processor that Linux 5 runs on has it.
+            let found = unsafe { exchange(self.both.get(), old, new) };
+            if found == old {
+                return (seq, ts_ns);
+            }
+            old = found;
+        }
+    }
+}
+
+/// `lock cmpxchg16b`: writes `new` if `old` is there; what was there. core's needs a library for it where it is not inlined.
+#[inline]
+unsafe fn exchange(at: *mut u128, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: the caller's promise: 16 bytes, aligned. The compiler keeps rbx for itself, so it is put back.
+    unsafe {
+        core::arch::asm!(
+            "xchg rsi, rbx",
+            "lock cmpxchg16b xmmword ptr [rdi]",
+            "mov rbx, rsi",
+            in("rdi") at,
+            inout("rsi") new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(low) | u128::from(high) << 64
 }
 
 /// Losses not yet reported.
@@ -38,6 +87,8 @@ pub(crate) struct Lost {
     pub(crate) cause: AtomicU32,
     /// The number that the report will have, drawn when it was first tried; 0: not yet.
     pub(crate) report_seq: AtomicU64,
+    /// And its time.
+    pub(crate) report_ns: AtomicU64,
     /// One thread reports at a time.
     pub(crate) reporting: AtomicBool,
 }
@@ -130,15 +181,15 @@ pub(crate) fn parent() -> u32 {
     getppid().map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned())
 }
 
-/// The next event's number.
-pub(crate) fn next_seq(who: &Who) -> u64 {
+/// The next event's number, and its time, which is `ts_ns` or later.
+pub(crate) fn number(who: &Who, ts_ns: u64) -> (u64, u64) {
     if !who.is_guest {
-        return own().seq.fetch_add(1, Ordering::Relaxed) + 1;
+        return own().numbering.next(ts_ns);
     }
     let pid = u64::from(who.pid) << 32;
     let next = |last: u64| Some(if last >> 32 == u64::from(who.pid) { last + 1 } else { pid | 1 });
     let last = GUEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(pid);
-    next(last).unwrap_or(pid) & u64::from(u32::MAX)
+    (next(last).unwrap_or(pid) & u64::from(u32::MAX), ts_ns)
 }
 
 /// Whether system calls that the program does not make itself are to be avoided.
@@ -148,4 +199,26 @@ pub(crate) fn is_confined() -> bool {
 
 pub(crate) fn set_confined() {
     CONFINED.store(true, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_no_gap_and_times_never_run_backwards() {
+        struct Shared(Numbering);
+        // SAFETY: it is what Numbering is for.
+        unsafe impl Sync for Shared {}
+        let numbering = Shared(Numbering { both: UnsafeCell::new(0) });
+        let shared = &numbering;
+        let mut drawn: Vec<(u64, u64)> = std::thread::scope(|scope| {
+            let draw = |thread: u64| move || (0..10_000).map(|at| shared.0.next(at ^ thread)).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..4).map(|thread| scope.spawn(draw(thread * 37))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        drawn.sort_unstable();
+        assert!(drawn.iter().map(|(seq, _)| *seq).eq(1..=40_000));
+        assert!(drawn.is_sorted_by_key(|(_, ts_ns)| *ts_ns));
+    }
 }

@@ -13,7 +13,7 @@ use crate::connection::{self, Kind, New};
 use crate::descriptors::{self, Slot};
 use crate::emit::now_ns;
 use crate::name::SocketPath;
-use crate::{calls, capture, params, process, transport};
+use crate::{announce, calls, params, process, transport};
 
 /// How a socket became known, by which of its ends has a path: own, peer, none.
 struct How([&'static str; 3]);
@@ -75,7 +75,7 @@ fn look_at(fd: i32) {
     if descriptors::get(fd) != Slot::Unknown {
         return;
     }
-    if params::get().is_ignored(fd) || transport::own_fd() == Some(fd) {
+    if transport::own_fd() == Some(fd) {
         descriptors::replace(fd, Slot::Foreign);
         return;
     }
@@ -128,7 +128,7 @@ pub(crate) fn discover(fd: i32) -> Slot {
     if let Some(connection) = slot.connection() {
         match connection.kind() {
             Kind::Listening => calls::report_listening(connection, now_ns()),
-            Kind::Open => capture::announce(connection, now_ns()),
+            Kind::Open => announce::announce(connection, now_ns()),
             Kind::Idle => {}
         }
     }
@@ -174,8 +174,18 @@ fn examine(fd: i32, socket: BorrowedFd<'_>, how: &How) -> Option<Slot> {
         _ => Kind::Idle,
     };
     let (socket_type, path) = (socket_type.as_raw(), path.shown.as_bytes());
-    let handle = connection::allocate(&New { kind, inode, socket_type, fd, how, wanted, path, ts_ns: now_ns() })?;
+    let handle =
+        connection::allocate(&New { kind, inode, socket_type, mate: 0, fd, how, wanted, path, ts_ns: now_ns() })?;
     Some(Slot::Traced(handle))
+}
+
+/// The name of a UNIX socket, or else of its peer.
+pub(crate) fn either_name(fd: i32) -> Option<Address> {
+    // SAFETY: not -1; a closed one only makes the questions fail.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let own = address(getsockname(socket)).filter(Address::is_named);
+    let peer = || address(getpeername(socket).and_then(|peer| peer.ok_or(rustix::io::Errno::NOTCONN)));
+    own.or_else(peer).filter(Address::is_named)
 }
 
 /// The path that the kernel gave a socket.

@@ -142,6 +142,12 @@ pub(crate) fn own_environment() -> Option<*const *const c_char> {
     (!envp.is_null()).then_some(envp)
 }
 
+/// The program's `errno`.
+pub(crate) fn errno() -> c_int {
+    // SAFETY: as in `set_errno`.
+    unsafe { socktrace_errno_location().map_or(0, |location| *location()) }
+}
+
 /// Sets the program's `errno`.
 pub(crate) fn set_errno(value: c_int) {
     // SAFETY: glibc and musl both have this function, which gives the calling thread's `errno`.

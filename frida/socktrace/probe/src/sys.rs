@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsRawFd, BorrowedFd};
 
 /// Every signal's bit, as rt_sigprocmask(2) takes it.
@@ -57,6 +58,16 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> Option<[u32; 3]> {
     // SAFETY: points to room for a `struct ucred` and to its length.
     let result = unsafe { syscall(number::GETSOCKOPT, args) };
     (result == 0 && credentials[0] != 0).then_some(credentials)
+}
+
+/// Whether nothing more can be received from a socket: the other end was closed or shut, and nothing waits (poll(2)).
+pub(crate) fn is_hung_up(fd: i32) -> bool {
+    // SAFETY: a call on it has just succeeded; should it be closed by now, poll says so.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut ready = [PollFd::new(&fd, PollFlags::IN | PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let hung_up = PollFlags::RDHUP | PollFlags::HUP | PollFlags::NVAL;
+    poll(&mut ready, Some(&at_once)).is_err() || ready[0].revents().intersects(hung_up)
 }
 
 /// `exit_group(2)`.

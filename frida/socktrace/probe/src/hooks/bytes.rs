@@ -1,0 +1,105 @@
+//! Calls that move bytes on any descriptor.
+
+use core::ffi::{CStr, c_int, c_long, c_uint, c_void};
+
+use gttr::Direction::{In, Out};
+
+use super::hooks;
+use super::messages::receive;
+use crate::capture::{Buffers, Call, IoVec, Source};
+
+fn count_of(count: c_int) -> usize {
+    count.max(0).cast_unsigned() as usize
+}
+
+hooks! {
+    fn read[READ](fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc| {
+        let call = Call::of_bytes("read", fd);
+        if call.keeps_messages_apart(len) {
+            let only = IoVec::new(buffer, len);
+            return receive(&call, &raw const only, 1, 0, || libc(fd, buffer, len));
+        }
+        let result = libc(fd, buffer, len);
+        call.moved(In, result, Buffers::one(buffer, len));
+        result
+    }
+
+    /// What glibc's own functions read by where a thread must not be cancelled.
+    fn __read_nocancel(fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc| {
+        read(libc, fd, buffer, len)
+    }
+
+    fn write[WRITE](fd: c_int, buffer: *const c_void, len: usize) -> isize |libc| {
+        let call = Call::of_bytes("write", fd);
+        let result = libc(fd, buffer, len);
+        call.moved(Out, result, Buffers::one(buffer, len));
+        result
+    }
+
+    /// As `__read_nocancel`.
+    fn __write_nocancel(fd: c_int, buffer: *const c_void, len: usize) -> isize |libc| {
+        write(libc, fd, buffer, len)
+    }
+
+    fn readv[READV](fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc| {
+        let call = Call::of_bytes("readv", fd);
+        let result = libc(fd, iov, count);
+        call.moved(In, result, Buffers::Many(iov, count_of(count)));
+        result
+    }
+
+    fn writev[WRITEV](fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc| {
+        let call = Call::of_bytes("writev", fd);
+        let result = libc(fd, iov, count);
+        call.moved(Out, result, Buffers::Many(iov, count_of(count)));
+        result
+    }
+
+    fn preadv2[PREADV2](fd: c_int, iov: *const IoVec, count: c_int, offset: c_long, flags: c_int) -> isize |libc| {
+        let call = Call::of_bytes("preadv2", fd);
+        let result = libc(fd, iov, count, offset, flags);
+        call.moved(In, result, Buffers::Many(iov, count_of(count)));
+        result
+    }
+
+    fn pwritev2[PWRITEV2](fd: c_int, iov: *const IoVec, count: c_int, offset: c_long, flags: c_int) -> isize |libc| {
+        let call = Call::of_bytes("pwritev2", fd);
+        let result = libc(fd, iov, count, offset, flags);
+        call.moved(Out, result, Buffers::Many(iov, count_of(count)));
+        result
+    }
+
+    /// preadv2 for programs with 64-bit offsets (feature_test_macros(7)).
+    fn preadv64v2(fd: c_int, iov: *const IoVec, count: c_int, offset: c_long, flags: c_int) -> isize |libc| {
+        preadv2(libc, fd, iov, count, offset, flags)
+    }
+
+    /// As preadv64v2.
+    fn pwritev64v2(fd: c_int, iov: *const IoVec, count: c_int, offset: c_long, flags: c_int) -> isize |libc| {
+        pwritev2(libc, fd, iov, count, offset, flags)
+    }
+
+    fn sendfile[SENDFILE](to: c_int, from: c_int, offset: *mut c_long, count: usize) -> isize |libc| {
+        let call = Call::of_bytes("sendfile", to);
+        let source = Source::before(&call, from, offset);
+        let result = libc(to, from, offset, count);
+        call.sent_file(result, &source);
+        result
+    }
+
+    /// sendfile for programs with 64-bit offsets.
+    fn sendfile64(to: c_int, from: c_int, offset: *mut c_long, count: usize) -> isize |libc| {
+        sendfile(libc, to, from, offset, count)
+    }
+
+    /// tee(2) and vmsplice(2), its relatives, take pipes only.
+    fn splice[SPLICE](
+        from: c_int, from_offset: *mut c_long, to: c_int, to_offset: *mut c_long, len: usize, flags: c_uint
+    ) -> isize |libc| {
+        let (out, into) = (Call::of_bytes("splice", from), Call::of_bytes("splice", to));
+        let result = libc(from, from_offset, to, to_offset, len, flags);
+        out.counted(In, result);
+        into.counted(Out, result);
+        result
+    }
+}

@@ -1,0 +1,274 @@
+//! Calls of the send(2) and recv(2) family, which only sockets answer.
+
+use core::ffi::{CStr, c_int, c_uint, c_void};
+
+use super::hooks;
+use crate::ancillary::Ancillary;
+use crate::capture::{Buffers, Call, Details, IoVec, Peer, Truncated};
+use crate::control;
+
+/// Flags of recv(2).
+const MSG_OOB: c_int = 0x1;
+const MSG_PEEK: c_int = 0x2;
+const MSG_CTRUNC: c_int = 0x8;
+const MSG_TRUNC: c_int = 0x20;
+const MSG_EOR: c_int = 0x80;
+/// What a message's flags say of the message; the others are the call's.
+const MESSAGE_FLAGS: c_int = MSG_OOB | MSG_CTRUNC | MSG_TRUNC | MSG_EOR;
+
+/// `struct msghdr` of recvmsg(2).
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct MessageHeader {
+    name: *const c_void,
+    /// glibc and musl both give it 32 bits and pad.
+    name_len: c_uint,
+    iov: *const IoVec,
+    iov_len: usize,
+    control: *const c_void,
+    control_len: usize,
+    flags: c_int,
+}
+
+impl MessageHeader {
+    fn buffers(&self) -> Buffers {
+        Buffers::Many(self.iov, self.iov_len)
+    }
+
+    fn peer(&self) -> Peer {
+        Peer { address: self.name, len: self.name_len as usize }
+    }
+
+    /// Of a message that was sent with these flags.
+    fn sent(&self, flags: c_int) -> Details {
+        Details { ancillary: self.ancillary(), ..Details::sent(flags) }
+    }
+
+    fn ancillary(&self) -> Ancillary {
+        Ancillary { control: self.control, len: self.control_len }
+    }
+
+    /// Reports this message, received with these flags, and takes note of the descriptors that came with it.
+    unsafe fn received(&self, call: &Call, result: isize, flags: c_int) {
+        // SAFETY: the kernel has just read the array of buffers and written the ancillary data, at these lengths.
+        unsafe {
+            let moved = taken(result, flags, room(self.iov, self.iov_len));
+            let details = Details {
+                flags: self.flags & MESSAGE_FLAGS | flags & MSG_OOB,
+                truncated: if self.flags & MSG_TRUNC == 0 { Truncated::No } else { Truncated::Yes },
+                ancillary: self.ancillary(),
+            };
+            // Even of a peek: it makes descriptors too.
+            details.ancillary.arrive(call.fd());
+            call.received(moved, self.buffers(), self.peer(), details);
+        }
+    }
+}
+
+/// `struct mmsghdr` of recvmmsg(2).
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct CountedMessage {
+    header: MessageHeader,
+    /// Bytes that were moved.
+    len: c_uint,
+}
+
+impl Details {
+    fn sent(flags: c_int) -> Self {
+        Self { flags: flags & MSG_OOB, truncated: Truncated::No, ancillary: Ancillary::NONE }
+    }
+
+    /// Of a receive that says how many bytes it moved and no more; with MSG_TRUNC, how many there were.
+    fn received(result: isize, flags: c_int, room: usize) -> Self {
+        let truncated = match flags & MSG_TRUNC {
+            0 => Truncated::Maybe,
+            _ if result.unsigned_abs() > room => Truncated::Yes,
+            _ => Truncated::No,
+        };
+        Self { flags: flags & MSG_OOB, truncated, ancillary: Ancillary::NONE }
+    }
+}
+
+/// The address that recvfrom(2) filled in; its length is where the program put it.
+unsafe fn filled_in(address: *const c_void, len: *const c_uint) -> Peer {
+    if address.is_null() || len.is_null() {
+        return Peer::NONE;
+    }
+    // SAFETY: the kernel has just written it.
+    Peer { address, len: unsafe { *len } as usize }
+}
+
+/// Bytes that a receive moved: MSG_PEEK moves none, and MSG_TRUNC makes the result more than what there was room for.
+fn taken(result: isize, flags: c_int, room: usize) -> isize {
+    match result {
+        _ if flags & MSG_PEEK != 0 => -1,
+        n if flags & MSG_TRUNC != 0 => n.min(isize::try_from(room).unwrap_or(isize::MAX)),
+        n => n,
+    }
+}
+
+/// Bytes that an array of buffers has room for.
+unsafe fn room(iov: *const IoVec, count: usize) -> usize {
+    // SAFETY: the kernel has just read this array for the program.
+    (0..count).map(|index| unsafe { (*iov.add(index)).len() }).fold(0, usize::saturating_add)
+}
+
+/// A receive from a socket that keeps messages apart, by a call that tells neither who sent the message nor whether all
+/// of it was taken: made as recvmsg(2), which does the same and tells. `plain` is the call itself, for what turns out to
+/// be no socket.
+///
+/// # Safety
+///
+/// As of recvmsg(2).
+pub(super) unsafe fn receive(
+    call: &Call,
+    iov: *const IoVec,
+    count: usize,
+    flags: c_int,
+    plain: impl FnOnce() -> isize,
+) -> isize {
+    /// `struct sockaddr_storage`.
+    const MAX_ADDRESS_LEN: usize = 128;
+    const ENOTSOCK: c_int = 88;
+    let mut name = [0_u8; MAX_ADDRESS_LEN];
+    let mut message = MessageHeader {
+        name: (&raw mut name).cast(),
+        name_len: MAX_ADDRESS_LEN as c_uint,
+        iov,
+        iov_len: count,
+        control: core::ptr::null(),
+        control_len: 0,
+        flags: 0,
+    };
+    let errno = control::errno();
+    // SAFETY: the program's buffers, as it gave them; the header is ours.
+    let result = unsafe { libc_recvmsg(call.fd(), &raw mut message, flags) };
+    if result < 0 && control::errno() == ENOTSOCK {
+        control::set_errno(errno);
+        return plain();
+    }
+    if result >= 0 {
+        // SAFETY: the kernel has just filled them in.
+        unsafe { message.received(call, result, flags) };
+    }
+    result
+}
+
+/// libc's own recvmsg(2).
+unsafe fn libc_recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize {
+    type Function = unsafe extern "C-unwind" fn(c_int, *mut MessageHeader, c_int) -> isize;
+    let address = super::libc_function(&libc_functions::recvmsg, c"recvmsg");
+    // SAFETY: the address is libc's function of this name, whose signature this is.
+    unsafe { core::mem::transmute::<*mut c_void, Function>(address)(fd, message, flags) }
+}
+
+hooks! {
+    fn send(fd: c_int, buffer: *const c_void, len: usize, flags: c_int) -> isize |libc| {
+        let call = Call::of_message("send", fd);
+        let result = libc(fd, buffer, len, flags);
+        call.sent(result, Buffers::one(buffer, len), Peer::NONE, Details::sent(flags));
+        result
+    }
+
+    fn sendto[SENDTO](
+        fd: c_int, buffer: *const c_void, len: usize, flags: c_int, address: *const c_void, address_len: c_uint
+    ) -> isize |libc| {
+        let call = Call::of_message("sendto", fd);
+        let result = libc(fd, buffer, len, flags, address, address_len);
+        let peer = Peer { address, len: address_len as usize };
+        call.sent(result, Buffers::one(buffer, len), peer, Details::sent(flags));
+        result
+    }
+
+    fn sendmsg[SENDMSG](fd: c_int, message: *const MessageHeader, flags: c_int) -> isize |libc| {
+        let call = Call::of_message("sendmsg", fd);
+        let result = libc(fd, message, flags);
+        if result >= 0 {
+            call.sent(result, (*message).buffers(), (*message).peer(), (*message).sent(flags));
+        }
+        result
+    }
+
+    fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags: c_int) -> isize |libc| {
+        let call = Call::of_message("recv", fd);
+        if call.keeps_messages_apart(len) {
+            let only = IoVec::new(buffer, len);
+            return receive(&call, &raw const only, 1, flags, || libc(fd, buffer, len, flags));
+        }
+        let result = libc(fd, buffer, len, flags);
+        let details = Details::received(result, flags, len);
+        call.received(taken(result, flags, len), Buffers::one(buffer, len), Peer::NONE, details);
+        result
+    }
+
+    fn recvfrom[RECVFROM](
+        fd: c_int, buffer: *mut c_void, len: usize, flags: c_int, address: *mut c_void, address_len: *mut c_uint
+    ) -> isize |libc| {
+        let call = Call::of_message("recvfrom", fd);
+        if address.is_null() && call.keeps_messages_apart(len) {
+            let only = IoVec::new(buffer, len);
+            let plain = || libc(fd, buffer, len, flags, address, address_len);
+            return receive(&call, &raw const only, 1, flags, plain);
+        }
+        let result = libc(fd, buffer, len, flags, address, address_len);
+        if result >= 0 {
+            let peer = filled_in(address, address_len);
+            let details = Details::received(result, flags, len);
+            call.received(taken(result, flags, len), Buffers::one(buffer, len), peer, details);
+        }
+        result
+    }
+
+    fn recvmsg[RECVMSG](fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize |libc| {
+        let call = Call::of_message("recvmsg", fd);
+        let result = libc(fd, message, flags);
+        if result >= 0 {
+            (*message).received(&call, result, flags);
+        }
+        result
+    }
+
+    fn sendmmsg[SENDMMSG](
+        fd: c_int, messages: *const CountedMessage, count: c_uint, flags: c_int
+    ) -> c_int |libc| {
+        let call = Call::of_message("sendmmsg", fd);
+        let sent = libc(fd, messages, count, flags);
+        for index in 0..sent.max(0).cast_unsigned() as usize {
+            let CountedMessage { header, len } = &*messages.add(index);
+            call.sent(*len as isize, header.buffers(), header.peer(), header.sent(flags));
+        }
+        sent
+    }
+
+    fn recvmmsg[RECVMMSG](
+        fd: c_int, messages: *const CountedMessage, count: c_uint, flags: c_int, timeout: *mut c_void
+    ) -> c_int |libc| {
+        let call = Call::of_message("recvmmsg", fd);
+        let received = libc(fd, messages, count, flags, timeout);
+        for index in 0..received.max(0).cast_unsigned() as usize {
+            let CountedMessage { header, len } = &*messages.add(index);
+            header.received(&call, *len as isize, flags);
+        }
+        received
+    }
+
+    /// What recv(2) is compiled to where the compiler knows the buffer's size (feature_test_macros(7)). Whether libc's
+    /// goes on to a hooked recv(2) depends on the libc and on how it is hooked; so this goes there itself, and leaves
+    /// to libc what it is for: to end a program whose buffer is too small.
+    fn __recv_chk(fd: c_int, buffer: *mut c_void, len: usize, room: usize, flags: c_int) -> isize |libc| {
+        if len > room { libc(fd, buffer, len, room, flags) } else { super::recv(fd, buffer, len, flags) }
+    }
+
+    /// As `__recv_chk`.
+    fn __recvfrom_chk(
+        fd: c_int, buffer: *mut c_void, len: usize, room: usize, flags: c_int, address: *mut c_void,
+        address_len: *mut c_uint
+    ) -> isize |libc| {
+        if len > room {
+            libc(fd, buffer, len, room, flags, address, address_len)
+        } else {
+            super::recvfrom(fd, buffer, len, flags, address, address_len)
+        }
+    }
+}

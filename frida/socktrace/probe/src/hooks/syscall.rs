@@ -1,0 +1,37 @@
+//! syscall(2), by which a program makes any call by its number.
+
+use core::ffi::{c_long, c_ulong, c_void};
+use core::sync::atomic::AtomicPtr;
+
+use super::{Hook, Syscall, dispatch, libc_function, number};
+use crate::process;
+
+static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+
+pub(super) static TABLE: &[Hook] = &[Hook { name: c"syscall", replacement: syscall as *const c_void, libc: &LIBC }];
+
+/// Variadic: every register is passed through, and read where the number says that it counts.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+unsafe extern "C-unwind" fn syscall(
+    number: c_long,
+    a: c_ulong,
+    b: c_ulong,
+    c: c_ulong,
+    d: c_ulong,
+    e: c_ulong,
+    f: c_ulong,
+) -> c_long {
+    // SAFETY: the address is libc's function of this name, called as the program called it.
+    unsafe {
+        let libc = core::mem::transmute::<*mut c_void, Syscall>(libc_function(&LIBC, c"syscall"));
+        if let Some(result) = dispatch(libc, number, [a, b, c, d, e, f]) {
+            return result;
+        }
+        let result = libc(number, a, b, c, d, e, f);
+        // seccomp(2) has no function of its own in libc.
+        if result >= 0 && number == number::SECCOMP {
+            process::set_confined();
+        }
+        result
+    }
+}
