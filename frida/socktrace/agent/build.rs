@@ -16,7 +16,7 @@ fn main() {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(var("OUT_DIR"));
     let root = here.join("../../..");
-    for source in ["../probe/src", "../probe/Cargo.toml", "../gttr/src", "build.rs"] {
+    for source in ["../probe/src", "../probe/Cargo.toml", "../gttr/src", "../ring/src", "build.rs"] {
         println!("cargo::rerun-if-changed={}", here.join(source).display());
     }
     let target = var("TARGET");

@@ -43,6 +43,8 @@ pub enum FrameType {
     Exec,
     /// A traced process ends; conn is its text.
     Exit,
+    /// About a ring in shared memory: `announce`, with its memfd, or `wake`; conn is which.
+    Ring,
     /// A number this version has no name for.
     Other(u8),
 }
@@ -63,6 +65,7 @@ impl FrameType {
             Self::Fork => 10,
             Self::Exec => 11,
             Self::Exit => 12,
+            Self::Ring => 13,
             Self::Other(n) => n,
         }
     }
@@ -82,6 +85,7 @@ impl FrameType {
             10 => Self::Fork,
             11 => Self::Exec,
             12 => Self::Exit,
+            13 => Self::Ring,
             n => Self::Other(n),
         }
     }

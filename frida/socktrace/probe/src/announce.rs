@@ -10,10 +10,12 @@ use crate::transport;
 
 /// Makes sure that the server has heard of a connection.
 pub(crate) fn announce(connection: &Connection, ts_ns: u64) {
-    let session = transport::session();
-    if !connection.is_announced_in(session) || session == 0 {
-        let resumed = connection.is_announced_in(0);
-        announce_as(connection, ts_ns, if resumed { "" } else { "resumed:" });
+    let (session, before) = (transport::session(), connection.announced_in());
+    if session == 0 {
+        // The frame itself may be what makes a connection to the server.
+        announce_as(connection, ts_ns, "");
+    } else if before != session && connection.claim_announcement(before, session) {
+        announce_as(connection, ts_ns, if before == 0 { "" } else { "resumed:" });
     }
 }
 
@@ -54,7 +56,6 @@ fn announce_as(connection: &Connection, ts_ns: u64, prefix: &str) {
         values: &values[..count],
         ..Event::new(FrameType::Open, ts_ns)
     };
-    if emit_sized::<EXE_EXT_LEN>(&event, &[]) {
-        connection.set_announced_in(transport::session());
-    }
+    let is_delivered = emit_sized::<EXE_EXT_LEN>(&event, &[]);
+    connection.set_announced_in(if is_delivered { transport::session() } else { 0 });
 }

@@ -325,9 +325,6 @@ pub(crate) fn shutdown(result: i32, fd: i32, which: i32) {
         return;
     }
     let Some(connection) = known(fd).and_then(Handle::get) else { return };
-    if which != 1 {
-        connection.set_reads_shut();
-    }
     if connection.kind() != Kind::Open || !connection.description().wanted {
         return;
     }

@@ -11,7 +11,7 @@ use rustix::fd::BorrowedFd;
 use crate::address::Address;
 use crate::ancillary::Ancillary;
 use crate::announce::announce;
-use crate::connection::{Connection, Description, Handle, Kind, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
+use crate::connection::{Connection, Handle, Kind, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit, now_ns};
 use crate::name::SocketPath;
@@ -65,20 +65,20 @@ pub(crate) struct Details {
 }
 
 impl Details {
-    const NONE: Self = Self { flags: 0, truncated: Truncated::Maybe, ancillary: Ancillary::NONE };
+    pub(crate) const NONE: Self = Self { flags: 0, truncated: Truncated::Maybe, ancillary: Ancillary::NONE };
 }
 
 /// What a call moved.
 struct Moved {
     direction: Direction,
     total: u64,
-    peer: Option<Address>,
+    peer: Peer,
     details: Details,
 }
 
 impl Moved {
     fn bytes(direction: Direction, total: u64) -> Self {
-        Self { direction, total, peer: None, details: Details::NONE }
+        Self { direction, total, peer: Peer::NONE, details: Details::NONE }
     }
 }
 
@@ -133,6 +133,14 @@ impl Call {
             && !process::is_confined()
     }
 
+    /// Whether messages may have addresses of their own; of a socket that is not known yet, they may.
+    pub(crate) fn is_of_datagrams(&self) -> bool {
+        match self.slot {
+            Slot::Traced(handle) => handle.get().is_some_and(|it| it.description().socket_type == SOCK_DGRAM),
+            _ => !self.is_idle(true),
+        }
+    }
+
     /// Reports bytes that a call of the read(2) family moved.
     #[inline]
     pub(crate) fn moved(&self, direction: Direction, result: isize, buffers: Buffers) {
@@ -164,8 +172,6 @@ impl Call {
 
     #[inline(never)]
     fn report_message(&self, direction: Direction, result: isize, buffers: Buffers, peer: Peer, details: Details) {
-        // A message's own address matters where it has one of its own: not on a connection.
-        let peer = peer.address().filter(Address::is_named);
         let moved = Moved { direction, total: result.unsigned_abs() as u64, peer, details };
         self.report(&moved, |data| data.emit(&buffers));
     }
@@ -202,7 +208,10 @@ impl Call {
             return;
         }
         // Relative names are rare in messages, so the look-up is for those only.
-        let mut path = moved.peer.as_ref().map(|address| SocketPath::of(address, c"/proc/self/cwd"));
+        // On a connection, a message's address is the other end's own, not what the connection is to.
+        let has_own_address = connection.description().socket_type == SOCK_DGRAM;
+        let address = if has_own_address { moved.peer.address().filter(Address::is_named) } else { None };
+        let mut path = address.as_ref().map(|address| SocketPath::of(address, c"/proc/self/cwd"));
         if !connection.description().wanted && !path.as_mut().is_some_and(SocketPath::is_wanted) {
             return;
         }
@@ -255,14 +264,10 @@ impl Call {
 
     /// Whether a result of 0 is a message without bytes, not the end of what can be received or nothing at all.
     fn is_message(&self, connection: &Connection, direction: Direction) -> bool {
-        let Description { socket_type, .. } = *connection.description();
-        match (socket_type, direction) {
-            (SOCK_DGRAM, Direction::In) => !connection.are_reads_shut(),
+        match (connection.description().socket_type, direction) {
             (SOCK_DGRAM | SOCK_SEQPACKET, Direction::Out) => true,
             // The end looks the same, but nothing follows it.
-            (SOCK_SEQPACKET, Direction::In) => {
-                !connection.are_reads_shut() && !process::is_confined() && !sys::is_hung_up(self.fd)
-            }
+            (SOCK_DGRAM | SOCK_SEQPACKET, Direction::In) => !process::is_confined() && !sys::is_hung_up(self.fd),
             _ => false,
         }
     }

@@ -6,7 +6,7 @@
 //! cannot know any more. Nothing has to be given back by a thread that is cancelled or jumps out of a signal handler.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use gttr::{Direction, MAX_CONN_ID_LEN};
 
@@ -58,8 +58,6 @@ pub(crate) struct Connection {
     announced: AtomicU32,
     /// Bytes moved in and out.
     moved: [AtomicU64; 2],
-    /// Whether shutdown(2) has ended its receiving, after which a receive gives 0 bytes and no message.
-    reads_shut: AtomicBool,
     description: UnsafeCell<Description>,
 }
 
@@ -145,7 +143,6 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         let generation = connection.generation.fetch_add(1, Ordering::AcqRel) + 1;
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
-        connection.reads_shut.store(false, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
             ts_ms: new.ts_ns / 1_000_000,
@@ -205,19 +202,20 @@ impl Connection {
         self.moved[usize::from(direction == Direction::Out)].fetch_add(bytes, Ordering::Relaxed)
     }
 
-    pub(crate) fn set_reads_shut(&self) {
-        self.reads_shut.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn are_reads_shut(&self) -> bool {
-        self.reads_shut.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn is_announced_in(&self, session: u32) -> bool {
         self.announced.load(Ordering::Relaxed) == session
     }
 
     pub(crate) fn set_announced_in(&self, session: u32) {
         self.announced.store(session, Ordering::Relaxed);
+    }
+
+    /// Makes it this thread's to announce it in a session: whether it is. `from` is the session that it was announced in.
+    pub(crate) fn claim_announcement(&self, from: u32, session: u32) -> bool {
+        self.announced.compare_exchange(from, session, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    pub(crate) fn announced_in(&self) -> u32 {
+        self.announced.load(Ordering::Relaxed)
     }
 }

@@ -177,6 +177,7 @@ fn describe(params: &Params) -> Text<256> {
     let kind = match params.transport {
         Transport::Dgram => "dgram",
         Transport::Stream => "stream",
+        Transport::Shm => "shm",
     };
     text.push(b"mode=probe;out=");
     text.push(params.out_socket_path);

@@ -59,6 +59,7 @@ pub(crate) enum Cause {
     Absent = 0,
     Stalled = 1,
     Unattributed = 2,
+    Full = 3,
 }
 
 impl Cause {
@@ -66,6 +67,7 @@ impl Cause {
         match number {
             0 => b"the server was not there",
             1 => b"the server did not read",
+            3 => b"the ring was full",
             _ => b"the descriptor was closed and reused during the call",
         }
     }
@@ -76,6 +78,7 @@ impl From<Undelivered> for Cause {
         match why {
             Undelivered::Absent => Self::Absent,
             Undelivered::Stalled => Self::Stalled,
+            Undelivered::Full => Self::Full,
         }
     }
 }
@@ -145,7 +148,7 @@ fn send<const N: usize>(
         parts[len] = *part;
         len += 1;
     }
-    transport::send(link, &parts[..len], event.ts_ns)
+    transport::send(link, &parts[..len], who.tid, event.ts_ns)
 }
 
 /// Counts an event that was not recorded, and the payload bytes that it would have had.
@@ -157,6 +160,7 @@ pub(crate) fn count_loss(bytes: u64, ts_ns: u64, cause: Cause) {
     lost.until_ns.store(ts_ns, Ordering::Relaxed);
     lost.cause.store(cause as u32, Ordering::Relaxed);
     lost.events.fetch_add(1, Ordering::Release);
+    transport::note_loss(bytes, ts_ns);
 }
 
 /// Tells the server what it missed, if anything; an error if it cannot be told now.
@@ -196,7 +200,9 @@ fn report(link: &Link, who: &Who, now_ns: u64) -> Result<(), Undelivered> {
     let sent = send::<EXT_LEN>(link, &event, &[], who, number);
     lost.report_ns.store(number.1, Ordering::Relaxed);
     lost.report_seq.store(if sent.is_ok() { 0 } else { number.0 }, Ordering::Relaxed);
-    if sent.is_err() {
+    if sent.is_ok() {
+        transport::told_losses(events, bytes);
+    } else {
         lost.bytes.fetch_add(bytes, Ordering::Relaxed);
         let _ = lost.since_ns.compare_exchange(0, since_ns, Ordering::Relaxed, Ordering::Relaxed);
         lost.since_ns.fetch_min(since_ns, Ordering::Relaxed);

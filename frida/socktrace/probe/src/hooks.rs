@@ -14,6 +14,8 @@ mod number;
 mod programs;
 mod sockets;
 mod syscall;
+#[cfg(feature = "standalone")]
+mod vfork;
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -34,10 +36,15 @@ pub(crate) struct Hook {
 // SAFETY: its pointers lead to statics and functions.
 unsafe impl Sync for Hook {}
 
+#[cfg(feature = "standalone")]
+const VFORK: [&[Hook]; 1] = [vfork::TABLE];
+#[cfg(not(feature = "standalone"))]
+const VFORK: [&[Hook]; 0] = [];
+
 /// Every hook.
 pub(crate) fn all() -> impl Iterator<Item = &'static Hook> + Clone {
     let tables = [sockets::TABLE, messages::TABLE, bytes::TABLE, descriptors::TABLE, programs::TABLE, syscall::TABLE];
-    tables.into_iter().flatten()
+    tables.into_iter().chain(VFORK).flatten()
 }
 
 /// libc's syscall(2).

@@ -19,6 +19,7 @@ mod control;
 mod descriptors;
 mod emit;
 mod exec;
+mod guest;
 mod hooks;
 mod name;
 mod params;

@@ -19,7 +19,24 @@ pub(crate) enum Transport {
     Dgram,
     /// SOCK_STREAM, frames one behind the other.
     Stream,
+    /// A ring in shared memory.
+    Shm,
 }
+
+/// What happens when the ring is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnFull {
+    /// The program waits for room, so long.
+    Block { max_wait_ms: u64 },
+    /// The event is dropped and counted.
+    Drop,
+}
+
+/// The longest that a program may be made to wait: whoever asks for more has the wrong unit in mind.
+const MAX_MAX_WAIT_MS: u64 = 60_000;
+/// Room for some tens of thousands of small messages, or for what a program says in the time that a busy machine
+/// leaves the server without a processor.
+const RING_BYTES: u64 = 8 << 20;
 
 /// The parameters, as README.md documents them.
 #[derive(Debug)]
@@ -31,6 +48,10 @@ pub(crate) struct Params {
     pub(crate) max_fds: u32,
     /// Bytes captured of a call's payload.
     pub(crate) max_bytes: u64,
+    /// What happens when the ring is full.
+    pub(crate) on_full: OnFull,
+    /// Bytes of the ring.
+    pub(crate) ring_bytes: u64,
     /// Whether programs that this one executes are traced too (a preloaded probe).
     pub(crate) follow_children: bool,
     /// Whether Frida put the probe here, and so may be here itself.
@@ -101,12 +122,15 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
         transport: Transport::Dgram,
         max_fds: 4096,
         max_bytes: 4096,
+        on_full: OnFull::Drop,
+        ring_bytes: RING_BYTES,
         follow_children: true,
         by_frida: false,
         preload: b"",
         socket_paths: SocketPaths { text, key: b"socket_path" },
         ignored: SocketPaths { text, key: b"ignore_fd" },
     };
+    let (mut blocks, mut max_wait_ms) = (false, 1000);
     for (key, value) in entries(text) {
         match key {
             b"out_socket_path" => params.out_socket_path = value,
@@ -114,7 +138,8 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
                 params.transport = match value {
                     b"dgram" => Transport::Dgram,
                     b"stream" => Transport::Stream,
-                    _ => return Err("out_sock_type: takes \"dgram\" or \"stream\""),
+                    b"shm" => Transport::Shm,
+                    _ => return Err("out_sock_type: takes \"dgram\", \"stream\" or \"shm\""),
                 }
             }
             b"max_fds" => {
@@ -131,11 +156,30 @@ pub(crate) fn parse(text: &'static [u8]) -> Result<Params, Complaint> {
                     _ => return Err("follow_children: takes 0 or 1"),
                 }
             }
+            b"on_full" => {
+                blocks = match value {
+                    b"block" => true,
+                    b"drop" => false,
+                    _ => return Err("on_full: takes \"block\" or \"drop\""),
+                }
+            }
+            b"max_wait_ms" => {
+                let in_range = number(value).filter(|&n| n <= MAX_MAX_WAIT_MS);
+                max_wait_ms = in_range.ok_or("max_wait_ms: takes a whole number of milliseconds from 0 to 60000")?;
+            }
+            b"ring_bytes" => {
+                let takes = "ring_bytes: takes a power of two from 65536 to 1073741824";
+                let in_range = number(value).filter(|&n| usize::try_from(n).is_ok_and(socktrace_ring::is_ring_len));
+                params.ring_bytes = in_range.ok_or(takes)?;
+            }
             b"engine" => params.by_frida = value == b"frida",
             b"preload" => params.preload = value,
             b"socket_path" | b"ignore_fd" => {}
             _ => return Err("unknown parameter: the agent and its probe do not belong together"),
         }
+    }
+    if blocks {
+        params.on_full = OnFull::Block { max_wait_ms };
     }
     match params.out_socket_path.len() {
         0 => Err("out_socket_path: required, the path of the server's socket"),
@@ -152,6 +196,8 @@ static NOTHING: Params = Params {
     transport: Transport::Dgram,
     max_fds: 0,
     max_bytes: 0,
+    on_full: OnFull::Drop,
+    ring_bytes: 0,
     follow_children: false,
     by_frida: false,
     preload: b"",

@@ -4,16 +4,18 @@
 //! has the very same memory and is another process too. The kernel tells them apart for us: one page is wiped in
 //! forked children (MADV_WIPEONFORK, madvise(2)) and shared with vforked ones.
 
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::mm::{Advice, madvise};
-use rustix::process::{getpid, getppid};
+use rustix::process::getppid;
 use rustix::thread::gettid;
 
 use core::cell::UnsafeCell;
 
 use crate::descriptors;
+use crate::guest;
 use crate::params::{self, Complaint};
+use crate::sys::{in_thread, raw_pid};
 
 const PAGE_LEN: usize = 4096;
 
@@ -104,7 +106,7 @@ static CONFINED: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Who {
     pub(crate) pid: u32,
-    /// 0: not asked for, because a filter might forbid the question.
+    /// 0: not known, because a filter might forbid the question.
     pub(crate) tid: u32,
     /// The process shares its memory, but not its descriptors, with the one the probe was loaded into.
     pub(crate) is_guest: bool,
@@ -125,7 +127,13 @@ pub(crate) fn init() -> Result<(), Complaint> {
     // SAFETY: zeroed memory, large and aligned enough, is an `Own` of all zeroes.
     unsafe { &*own }.pid.store(raw_pid(), Ordering::Relaxed);
     OWN.store(own, Ordering::Release);
+    find_tid();
     Ok(())
+}
+
+/// The process id of the process that this memory is of.
+pub(crate) fn own_pid() -> u32 {
+    own().pid.load(Ordering::Relaxed)
 }
 
 /// The page. Only valid once `init` has succeeded, which every caller knows from there being descriptors to trace.
@@ -134,27 +142,52 @@ pub(crate) fn own() -> &'static Own {
     unsafe { &*OWN.load(Ordering::Acquire) }
 }
 
-fn raw_pid() -> u32 {
-    getpid().as_raw_nonzero().get().cast_unsigned()
+/// Where a libc keeps a thread's id, as an offset from the thread pointer: musl and glibc, on x86-64, in every version.
+const TID_OFFSETS: [usize; 2] = [0x30, 0x2d0];
+/// The one that is right here; 0: none is.
+static TID_OFFSET: AtomicUsize = AtomicUsize::new(0);
+
+fn find_tid() {
+    let tid = raw_tid();
+    // SAFETY: both are within what glibc has for a thread; the second is looked at only where the first is not right.
+    let offset = TID_OFFSETS.into_iter().find(|&offset| unsafe { in_thread(offset) } == tid);
+    TID_OFFSET.store(offset.unwrap_or(0), Ordering::Relaxed);
+}
+
+fn raw_tid() -> u32 {
+    gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// The thread's id, from where libc keeps it; a guest's is not there.
+#[inline]
+fn tid() -> u32 {
+    match TID_OFFSET.load(Ordering::Relaxed) {
+        0 => raw_tid(),
+        // SAFETY: found to be right by `find_tid`.
+        offset => unsafe { in_thread(offset) },
+    }
 }
 
 /// Who is running. In a forked child's first call this is where the child is noticed.
+#[inline]
 pub(crate) fn who() -> Who {
     let known = own().pid.load(Ordering::Relaxed);
-    if is_confined() && known != 0 {
+    if known != 0 && is_confined() && TID_OFFSET.load(Ordering::Relaxed) == 0 {
         return Who { pid: known, tid: 0, is_guest: false };
     }
-    let pid = raw_pid();
     if known == 0 {
-        after_fork(pid);
+        after_fork(raw_pid());
+        return Who { pid: raw_pid(), tid: raw_tid(), is_guest: false };
     }
-    let tid = gettid().as_raw_nonzero().get().cast_unsigned();
-    Who { pid, tid, is_guest: known != 0 && known != pid }
+    match guest::pid() {
+        Some(pid) if pid != known => Who { pid, tid: raw_tid(), is_guest: true },
+        _ => Who { pid: known, tid: tid(), is_guest: false },
+    }
 }
 
 /// Whether this process is a forked child that has not been noticed yet, and notices it.
 pub(crate) fn notice_fork() {
-    if !OWN.load(Ordering::Acquire).is_null() && own().pid.load(Ordering::Relaxed) == 0 {
+    if is_started() && own().pid.load(Ordering::Relaxed) == 0 {
         after_fork(raw_pid());
     }
 }
@@ -163,11 +196,17 @@ pub(crate) fn notice_fork() {
 fn after_fork(pid: u32) {
     // Of several threads that a child may already have, one announces it.
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        guest::after_fork();
         crate::transport::after_fork();
         if descriptors::len() > 0 {
             crate::control::announce(gttr::FrameType::Fork, "");
         }
     }
+}
+
+/// Whether there is a page to speak of.
+pub(crate) fn is_started() -> bool {
+    !OWN.load(Ordering::Acquire).is_null()
 }
 
 /// Whether the table of descriptors is this process's. A vforked child closes descriptors of its own, while the table

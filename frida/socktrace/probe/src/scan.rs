@@ -9,7 +9,7 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
 use crate::address::Address;
-use crate::connection::{self, Kind, New};
+use crate::connection::{self, Connection, Kind, New};
 use crate::descriptors::{self, Slot};
 use crate::emit::now_ns;
 use crate::name::SocketPath;
@@ -75,7 +75,7 @@ fn look_at(fd: i32) {
     if descriptors::get(fd) != Slot::Unknown {
         return;
     }
-    if transport::own_fd() == Some(fd) {
+    if transport::is_own(fd) {
         descriptors::replace(fd, Slot::Foreign);
         return;
     }
@@ -117,7 +117,8 @@ pub(crate) fn discover(fd: i32) -> Slot {
         return Slot::Foreign;
     }
     let how = if DONE.load(Ordering::Relaxed) { &FOUND } else { &PREEXISTING };
-    let Some(slot) = examine(fd, socket, how) else { return Slot::Unknown };
+    let same = rustix::fs::fstat(socket).ok().and_then(|stat| known_by_inode(stat.st_ino));
+    let Some(slot) = same.or_else(|| examine(fd, socket, how)) else { return Slot::Unknown };
     if !descriptors::replace_if(fd, before, slot) {
         // Another thread was first.
         if let Some(connection) = slot.connection() {
@@ -125,7 +126,7 @@ pub(crate) fn discover(fd: i32) -> Slot {
         }
         return descriptors::get(fd);
     }
-    if let Some(connection) = slot.connection() {
+    if let (None, Some(connection)) = (same, slot.connection()) {
         match connection.kind() {
             Kind::Listening => calls::report_listening(connection, now_ns()),
             Kind::Open => announce::announce(connection, now_ns()),
@@ -133,6 +134,15 @@ pub(crate) fn discover(fd: i32) -> Slot {
         }
     }
     slot
+}
+
+/// A socket that is known by another descriptor already: it came back in a message, or by pidfd_getfd(2). Counted as one
+/// more descriptor of it.
+fn known_by_inode(inode: u64) -> Option<Slot> {
+    let is_it = |connection: &Connection| connection.description().inode == inode;
+    let slot = (0..descriptors::len()).map(descriptors::get).find(|slot| slot.connection().is_some_and(is_it))?;
+    slot.connection()?.add_descriptor();
+    Some(slot)
 }
 
 /// Whether a socket that no hook saw being made is Frida's, which talks to its part in this process over sockets

@@ -5,6 +5,8 @@ use core::arch::asm;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsRawFd, BorrowedFd};
 
+use crate::process;
+
 /// Every signal's bit, as rt_sigprocmask(2) takes it.
 pub(crate) type SignalSet = u64;
 
@@ -15,17 +17,19 @@ const SIG_SETMASK: usize = 2;
 mod number {
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const GETSOCKOPT: usize = 55;
+    pub(super) const PROCESS_VM_READV: usize = 310;
     #[cfg(feature = "standalone")]
     pub(super) const EXIT_GROUP: usize = 231;
 }
 
 #[cfg(target_arch = "x86_64")]
-unsafe fn syscall(number: usize, [a, b, c, d, e]: [usize; 5]) -> usize {
+unsafe fn syscall(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> usize {
     let result;
     // SAFETY: the kernel keeps every register but these; what the call does is the caller's to answer for.
     unsafe {
         asm!(
             "syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
+            in("r9") f,
             lateout("rcx") _, lateout("r11") _, options(nostack),
         );
     }
@@ -35,7 +39,7 @@ unsafe fn syscall(number: usize, [a, b, c, d, e]: [usize; 5]) -> usize {
 /// `rt_sigprocmask(SIG_BLOCK)` of every signal; the mask that was in force.
 pub(crate) fn hold_off_signals() -> SignalSet {
     let (all, mut before): (SignalSet, SignalSet) = (!0, 0);
-    let args = [SIG_BLOCK, &raw const all as usize, &raw mut before as usize, size_of_val(&all), 0];
+    let args = [SIG_BLOCK, &raw const all as usize, &raw mut before as usize, size_of_val(&all), 0, 0];
     // SAFETY: both point to a signal set of the size given.
     unsafe { syscall(number::RT_SIGPROCMASK, args) };
     before
@@ -44,7 +48,36 @@ pub(crate) fn hold_off_signals() -> SignalSet {
 /// `rt_sigprocmask(SIG_SETMASK)` of a mask that [`hold_off_signals`] gave.
 pub(crate) fn set_signal_mask(mask: SignalSet) {
     // SAFETY: points to a signal set of the size given.
-    unsafe { syscall(number::RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as usize, 0, size_of_val(&mask), 0]) };
+    unsafe { syscall(number::RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as usize, 0, size_of_val(&mask), 0, 0]) };
+}
+
+/// The process id, as the kernel has it.
+pub(crate) fn raw_pid() -> u32 {
+    rustix::process::getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// The thread pointer: what `%fs:0` holds, by the ABI's rules for thread-local storage.
+#[inline]
+pub(crate) fn thread_pointer() -> usize {
+    let pointer;
+    // SAFETY: reads one word that every thread of a libc has.
+    unsafe { asm!("mov {}, qword ptr fs:[0]", out(reg) pointer, options(nostack, readonly, preserves_flags)) };
+    pointer
+}
+
+/// The number at an offset from the thread pointer.
+///
+/// # Safety
+///
+/// The offset is within the libc's record of a thread.
+#[inline]
+pub(crate) unsafe fn in_thread(offset: usize) -> u32 {
+    let value;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("mov {:e}, dword ptr fs:[{}]", out(reg) value, in(reg) offset, options(nostack, readonly, preserves_flags))
+    };
+    value
 }
 
 /// `getsockopt(SO_PEERCRED)`: pid, uid and gid of the other end; `None` where there is none. Not rustix's, whose pid
@@ -54,7 +87,7 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> Option<[u32; 3]> {
     const SO_PEERCRED: usize = 17;
     let (mut credentials, mut len) = ([0_u32; 3], size_of::<[u32; 3]>() as u32);
     let fd = socket.as_raw_fd().cast_unsigned() as usize;
-    let args = [fd, SOL_SOCKET, SO_PEERCRED, &raw mut credentials as usize, &raw mut len as usize];
+    let args = [fd, SOL_SOCKET, SO_PEERCRED, &raw mut credentials as usize, &raw mut len as usize, 0];
     // SAFETY: points to room for a `struct ucred` and to its length.
     let result = unsafe { syscall(number::GETSOCKOPT, args) };
     (result == 0 && credentials[0] != 0).then_some(credentials)
@@ -70,11 +103,25 @@ pub(crate) fn is_hung_up(fd: i32) -> bool {
     poll(&mut ready, Some(&at_once)).is_err() || ready[0].revents().intersects(hung_up)
 }
 
+/// The number at an address of the program's, which may lead nowhere (process_vm_readv(2)).
+pub(crate) fn read_u32(at: *const u32) -> Option<u32> {
+    if at.is_null() || process::is_confined() {
+        return None;
+    }
+    let mut value = 0_u32;
+    let local = [&raw mut value as usize, size_of::<u32>()];
+    let remote = [at as usize, size_of::<u32>()];
+    let args = [raw_pid() as usize, &raw const local as usize, 1, &raw const remote as usize, 1, 0];
+    // SAFETY: both are one `struct iovec`, and the local one leads to room for a number.
+    let read = unsafe { syscall(number::PROCESS_VM_READV, args) };
+    (read == size_of::<u32>()).then_some(value)
+}
+
 /// `exit_group(2)`.
 #[cfg(feature = "standalone")]
 pub(crate) fn exit_group(status: usize) -> ! {
     loop {
         // SAFETY: ends the process.
-        unsafe { syscall(number::EXIT_GROUP, [status, 0, 0, 0, 0]) };
+        unsafe { syscall(number::EXIT_GROUP, [status, 0, 0, 0, 0, 0]) };
     }
 }

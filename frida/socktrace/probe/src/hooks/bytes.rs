@@ -6,7 +6,7 @@ use gttr::Direction::{In, Out};
 
 use super::hooks;
 use super::messages::receive;
-use crate::capture::{Buffers, Call, IoVec, Source};
+use crate::capture::{Buffers, Call, Details, IoVec, Peer, Source};
 
 fn count_of(count: c_int) -> usize {
     count.max(0).cast_unsigned() as usize
@@ -32,7 +32,12 @@ hooks! {
     fn write[WRITE](fd: c_int, buffer: *const c_void, len: usize) -> isize |libc| {
         let call = Call::of_bytes("write", fd);
         let result = libc(fd, buffer, len);
-        call.moved(Out, result, Buffers::one(buffer, len));
+        if result == 0 && call.keeps_messages_apart(1) {
+            // A message without bytes, which writev(2) does not send.
+            call.sent(result, Buffers::one(buffer, len), Peer::NONE, Details::NONE);
+        } else {
+            call.moved(Out, result, Buffers::one(buffer, len));
+        }
         result
     }
 

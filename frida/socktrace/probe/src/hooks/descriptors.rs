@@ -17,7 +17,7 @@ type Nothing = ();
 
 hooks! {
     fn close[CLOSE](fd: c_int) -> c_int |libc| {
-        if transport::own_fd() == Some(fd) && !transport::gives_up(fd) {
+        if transport::is_own(fd) {
             // The program opened nothing under this number, and hears what it would without us.
             return control::fail_with_ebadf();
         }
@@ -73,13 +73,7 @@ hooks! {
     }
 
     fn close_range[CLOSE_RANGE](first: c_uint, last: c_uint, flags: c_int) -> c_int |libc| {
-        let result = match transport::own_fd().map(c_int::cast_unsigned) {
-            Some(own) if (first..=last).contains(&own) && !transport::gives_up(own.cast_signed()) => {
-                let below = if first < own { libc(first, own - 1, flags) } else { 0 };
-                if below == 0 && own < last { libc(own + 1, last, flags) } else { below }
-            }
-            _ => libc(first, last, flags),
-        };
+        let result = transport::around_own(first, last, |first, last| libc(first, last, flags));
         if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {
             calls::closed_range(first, last, "close_range");
         }
@@ -88,16 +82,14 @@ hooks! {
 
     /// Which has no result: glibc's ends the program where it cannot do it.
     fn closefrom(first: c_int) -> Nothing |libc| {
-        let from = first.max(0);
-        match transport::own_fd() {
-            Some(own) if from <= own && !transport::gives_up(own) => {
-                // Where there is no close_range(2), Linux before 5.9, ours goes with the others.
-                let keeps = from == own || super::close_range(from.cast_unsigned(), own.cast_unsigned() - 1, 0) == 0;
-                libc(if keeps { own + 1 } else { first });
-            }
-            _ => libc(first),
+        let from = first.max(0).cast_unsigned();
+        let errno = control::errno();
+        // Where there is no close_range(2), Linux before 5.9, ours go with the others.
+        if transport::around_own(from, c_uint::MAX, |first, last| super::close_range(first, last, 0)) != 0 {
+            control::set_errno(errno);
+            libc(first);
         }
-        calls::closed_range(from.cast_unsigned(), c_uint::MAX, "closefrom");
+        calls::closed_range(from, c_uint::MAX, "closefrom");
     }
 }
 

@@ -5,7 +5,7 @@ use core::ffi::{CStr, c_int, c_uint, c_void};
 use super::hooks;
 use crate::ancillary::Ancillary;
 use crate::capture::{Buffers, Call, Details, IoVec, Peer, Truncated};
-use crate::control;
+use crate::{control, sys};
 
 /// Flags of recv(2).
 const MSG_OOB: c_int = 0x1;
@@ -48,8 +48,9 @@ impl MessageHeader {
         Ancillary { control: self.control, len: self.control_len }
     }
 
-    /// Reports this message, received with these flags, and takes note of the descriptors that came with it.
-    unsafe fn received(&self, call: &Call, result: isize, flags: c_int) {
+    /// Reports this message, received with these flags into a header with room for an address of `address_room` bytes,
+    /// and takes note of the descriptors that came with it.
+    unsafe fn received(&self, call: &Call, result: isize, flags: c_int, address_room: usize) {
         // SAFETY: the kernel has just read the array of buffers and written the ancillary data, at these lengths.
         unsafe {
             let moved = taken(result, flags, room(self.iov, self.iov_len));
@@ -60,7 +61,8 @@ impl MessageHeader {
             };
             // Even of a peek: it makes descriptors too.
             details.ancillary.arrive(call.fd());
-            call.received(moved, self.buffers(), self.peer(), details);
+            let peer = Peer { address: self.name, len: address_room.min(self.name_len as usize) };
+            call.received(moved, self.buffers(), peer, details);
         }
     }
 }
@@ -90,13 +92,24 @@ impl Details {
     }
 }
 
+/// The room for an address that a program says it has, where a receive will replace it by the address's own length. Asked
+/// of the kernel: only a call that succeeds shows that the pointer is good. 0 where it does not matter, or is not told.
+fn address_room(call: &Call, len: *const c_uint) -> usize {
+    if call.is_of_datagrams() { sys::read_u32(len).unwrap_or(0) as usize } else { 0 }
+}
+
+/// Where a header of recvmsg(2) has that room.
+fn room_in(message: *const MessageHeader) -> *const c_uint {
+    message.cast::<u8>().wrapping_add(core::mem::offset_of!(MessageHeader, name_len)).cast()
+}
+
 /// The address that recvfrom(2) filled in; its length is where the program put it.
-unsafe fn filled_in(address: *const c_void, len: *const c_uint) -> Peer {
+unsafe fn filled_in(address: *const c_void, len: *const c_uint, room: usize) -> Peer {
     if address.is_null() || len.is_null() {
         return Peer::NONE;
     }
     // SAFETY: the kernel has just written it.
-    Peer { address, len: unsafe { *len } as usize }
+    Peer { address, len: room.min(unsafe { *len } as usize) }
 }
 
 /// Bytes that a receive moved: MSG_PEEK moves none, and MSG_TRUNC makes the result more than what there was room for.
@@ -150,7 +163,7 @@ pub(super) unsafe fn receive(
     }
     if result >= 0 {
         // SAFETY: the kernel has just filled them in.
-        unsafe { message.received(call, result, flags) };
+        unsafe { message.received(call, result, flags, MAX_ADDRESS_LEN) };
     }
     result
 }
@@ -162,6 +175,9 @@ unsafe fn libc_recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> 
     // SAFETY: the address is libc's function of this name, whose signature this is.
     unsafe { core::mem::transmute::<*mut c_void, Function>(address)(fd, message, flags) }
 }
+
+/// Messages of one recvmmsg(2) whose senders are recorded; those behind have the connection's path.
+const MAX_ROOMS: usize = 64;
 
 hooks! {
     fn send(fd: c_int, buffer: *const c_void, len: usize, flags: c_int) -> isize |libc| {
@@ -211,9 +227,10 @@ hooks! {
             let plain = || libc(fd, buffer, len, flags, address, address_len);
             return receive(&call, &raw const only, 1, flags, plain);
         }
+        let room = address_room(&call, address_len);
         let result = libc(fd, buffer, len, flags, address, address_len);
         if result >= 0 {
-            let peer = filled_in(address, address_len);
+            let peer = filled_in(address, address_len, room);
             let details = Details::received(result, flags, len);
             call.received(taken(result, flags, len), Buffers::one(buffer, len), peer, details);
         }
@@ -222,9 +239,10 @@ hooks! {
 
     fn recvmsg[RECVMSG](fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize |libc| {
         let call = Call::of_message("recvmsg", fd);
+        let room = address_room(&call, room_in(message));
         let result = libc(fd, message, flags);
         if result >= 0 {
-            (*message).received(&call, result, flags);
+            (*message).received(&call, result, flags, room);
         }
         result
     }
@@ -245,10 +263,14 @@ hooks! {
         fd: c_int, messages: *const CountedMessage, count: c_uint, flags: c_int, timeout: *mut c_void
     ) -> c_int |libc| {
         let call = Call::of_message("recvmmsg", fd);
+        let mut rooms = [0; MAX_ROOMS];
+        for (index, room) in rooms.iter_mut().enumerate().take(count as usize) {
+            *room = address_room(&call, room_in(messages.wrapping_add(index).cast()));
+        }
         let received = libc(fd, messages, count, flags, timeout);
         for index in 0..received.max(0).cast_unsigned() as usize {
             let CountedMessage { header, len } = &*messages.add(index);
-            header.received(&call, *len as isize, flags);
+            header.received(&call, *len as isize, flags, rooms.get(index).copied().unwrap_or(0));
         }
         received
     }

@@ -27,6 +27,8 @@ numbers! {
     BIND = 49,
     LISTEN = 50,
     SOCKETPAIR = 53,
+    CLONE = 56,
+    VFORK = 58,
     EXECVE = 59,
     FCNTL = 72,
     PRCTL = 157,
@@ -39,6 +41,7 @@ numbers! {
     EXECVEAT = 322,
     PREADV2 = 327,
     PWRITEV2 = 328,
+    CLONE3 = 435,
     CLOSE_RANGE = 436,
     PIDFD_GETFD = 438,
 }

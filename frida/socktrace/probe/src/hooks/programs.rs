@@ -3,7 +3,21 @@
 use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 
 use super::hooks;
-use crate::{calls, exec, process};
+use crate::{calls, exec, guest, process, transport};
+
+/// The result of a function that has none.
+type Nothing = ();
+
+/// Makes a child that shares our memory until it executes a program.
+fn spawn(libc: impl FnOnce() -> c_int) -> c_int {
+    if !process::is_started() {
+        return libc();
+    }
+    guest::begin(0);
+    let result = libc();
+    guest::end(process::own_pid());
+    result
+}
 
 hooks! {
     fn fork() -> c_int |libc| {
@@ -48,18 +62,37 @@ hooks! {
         }
     }
 
+    /// The program ends. exit(3) comes here too, in the end.
+    fn _exit(status: c_int) -> Nothing |libc| {
+        transport::leave();
+        libc(status)
+    }
+
+    /// The child does not come back here, but begins at `function`.
+    fn clone(
+        function: *const c_void, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent_tid: *mut c_int,
+        tls: *mut c_void, child_tid: *mut c_int
+    ) -> c_int |libc| {
+        const CLONE_VM: c_int = 0x100;
+        const CLONE_THREAD: c_int = 0x1_0000;
+        if flags & (CLONE_VM | CLONE_THREAD) == CLONE_VM {
+            guest::be_wary();
+        }
+        libc(function, stack, flags, argument, parent_tid, tls, child_tid)
+    }
+
     fn posix_spawn(
         pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void,
         argv: *const *const c_char, envp: *const *const c_char
     ) -> c_int |libc| {
-        exec::with_probe(envp, |envp| libc(pid, path, actions, attributes, argv, envp))
+        spawn(|| exec::with_probe(envp, |envp| libc(pid, path, actions, attributes, argv, envp)))
     }
 
     fn posix_spawnp(
         pid: *mut c_int, file: *const c_char, actions: *const c_void, attributes: *const c_void,
         argv: *const *const c_char, envp: *const *const c_char
     ) -> c_int |libc| {
-        exec::with_probe(envp, |envp| libc(pid, file, actions, attributes, argv, envp))
+        spawn(|| exec::with_probe(envp, |envp| libc(pid, file, actions, attributes, argv, envp)))
     }
 
     /// Every register passed through: how many arguments there are depends on the first.

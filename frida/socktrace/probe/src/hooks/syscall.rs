@@ -4,7 +4,7 @@ use core::ffi::{c_long, c_ulong, c_void};
 use core::sync::atomic::AtomicPtr;
 
 use super::{Hook, Syscall, dispatch, libc_function, number};
-use crate::process;
+use crate::{guest, process};
 
 static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -26,6 +26,10 @@ unsafe extern "C-unwind" fn syscall(
         let libc = core::mem::transmute::<*mut c_void, Syscall>(libc_function(&LIBC, c"syscall"));
         if let Some(result) = dispatch(libc, number, [a, b, c, d, e, f]) {
             return result;
+        }
+        // Whatever it makes may share our memory.
+        if matches!(number, number::CLONE | number::VFORK | number::CLONE3) {
+            guest::be_wary();
         }
         let result = libc(number, a, b, c, d, e, f);
         // seccomp(2) has no function of its own in libc.

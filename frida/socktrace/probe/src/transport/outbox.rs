@@ -4,7 +4,8 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use rustix::fd::BorrowedFd;
 
-use super::{FRAME_OVERHEAD, Failure, MAX_CHUNK, Undelivered, failure, lock, send_once, stall};
+use super::socket::{FRAME_OVERHEAD, Failure, MAX_CHUNK, OWN, failure, send_once};
+use super::{Undelivered, lock, stall};
 use crate::params::{self, Complaint};
 
 /// Room for the longest frame.
@@ -52,7 +53,7 @@ fn again(fd: BorrowedFd<'_>, failure: Failure) -> Result<(), Undelivered> {
         Failure::Full => stall::wait_for_room(fd),
         Failure::Gone => {
             clear();
-            super::close(fd);
+            OWN.close();
             Err(Undelivered::Absent)
         }
     }

@@ -1,0 +1,88 @@
+//! Children that share our memory: made by vfork(2), by posix_spawn(3), or by clone(2) with CLONE_VM and without
+//! CLONE_THREAD.
+//!
+//! Such a child runs as the thread that made it, by the same thread pointer, while that thread waits for it. So whether
+//! a call is a guest's is known from the thread pointer, without asking the kernel for the process id.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+
+use crate::sys::{raw_pid, thread_pointer};
+
+/// Threads that may have a guest at one time.
+const MAX_GUESTS: usize = 16;
+
+struct Guest {
+    /// The thread pointer; 0: free.
+    thread: AtomicUsize,
+    /// The guest's process id; 0: it is to be asked for, for this may be the thread itself.
+    pid: AtomicU32,
+}
+
+static GUESTS: [Guest; MAX_GUESTS] =
+    [const { Guest { thread: AtomicUsize::new(0), pid: AtomicU32::new(0) } }; MAX_GUESTS];
+/// How many of them are in use.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+/// Whether there are guests that this cannot tell: the kernel is asked each time.
+static WARY: AtomicBool = AtomicBool::new(false);
+
+/// The process id of the guest that makes this call; `None`: the process itself does.
+#[inline]
+pub(crate) fn pid() -> Option<u32> {
+    if COUNT.load(Ordering::Relaxed) == 0 && !WARY.load(Ordering::Relaxed) { None } else { find() }
+}
+
+#[cold]
+fn find() -> Option<u32> {
+    match of_this_thread().map(|guest| guest.pid.load(Ordering::Relaxed)) {
+        Some(pid @ 1..) => Some(pid),
+        // Perhaps the process itself, whose pid is then what this gives.
+        Some(0) => Some(raw_pid()),
+        None => WARY.load(Ordering::Relaxed).then(raw_pid),
+    }
+}
+
+fn of_this_thread() -> Option<&'static Guest> {
+    let thread = thread_pointer();
+    GUESTS.iter().find(|guest| guest.thread.load(Ordering::Relaxed) == thread)
+}
+
+/// From here on, calls of this thread may be a guest's.
+pub(crate) fn begin(pid: u32) {
+    if let Some(guest) = of_this_thread() {
+        // A guest's guest.
+        return guest.pid.store(pid, Ordering::Relaxed);
+    }
+    let take = |guest: &&Guest| {
+        guest.thread.compare_exchange(0, thread_pointer(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    };
+    match GUESTS.iter().find(take) {
+        Some(guest) => {
+            guest.pid.store(pid, Ordering::Relaxed);
+            COUNT.fetch_add(1, Ordering::Release);
+        }
+        None => be_wary(),
+    }
+}
+
+/// The thread goes on, in the process `own` that the memory is of, or in a guest that had a guest.
+pub(crate) fn end(own: u32) {
+    let Some(guest) = of_this_thread() else { return };
+    let pid = raw_pid();
+    if pid != own {
+        return guest.pid.store(pid, Ordering::Relaxed);
+    }
+    guest.pid.store(0, Ordering::Relaxed);
+    guest.thread.store(0, Ordering::Release);
+    COUNT.fetch_sub(1, Ordering::Release);
+}
+
+/// There may be guests that run beside the thread that made them.
+pub(crate) fn be_wary() {
+    WARY.store(true, Ordering::Relaxed);
+}
+
+/// In a forked child: whatever guests there were are the parent's.
+pub(crate) fn after_fork() {
+    GUESTS.iter().for_each(|guest| guest.thread.store(0, Ordering::Relaxed));
+    COUNT.store(0, Ordering::Relaxed);
+}

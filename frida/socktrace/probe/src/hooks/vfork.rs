@@ -1,0 +1,56 @@
+//! vfork(2), which returns twice on one stack: the child's calls overwrite what a hook would have to return by.
+//!
+//! So this is no hook around libc's function, but takes its place, and does as it does: the return address goes into a
+//! register that the kernel keeps, and comes back from there for each of the two.
+
+use core::arch::naked_asm;
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::AtomicPtr;
+
+use super::Hook;
+use crate::sys::raw_pid;
+use crate::{control, guest, process};
+
+/// Not called.
+static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+
+pub(super) static TABLE: &[Hook] = &[Hook { name: c"vfork", replacement: vfork as *const c_void, libc: &LIBC }];
+
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn vfork() -> c_int {
+    naked_asm!(
+        ".cfi_startproc",
+        "pop rdi",
+        ".cfi_adjust_cfa_offset -8",
+        ".cfi_register rip, rdi",
+        "mov eax, 58",
+        "syscall",
+        "push rdi",
+        ".cfi_adjust_cfa_offset 8",
+        ".cfi_offset rip, -8",
+        "push rax",
+        ".cfi_adjust_cfa_offset 8",
+        "mov edi, eax",
+        "call {returned}",
+        "pop rcx",
+        ".cfi_adjust_cfa_offset -8",
+        "ret",
+        ".cfi_endproc",
+        returned = sym returned,
+    )
+}
+
+/// Either process comes here first; gives what vfork(2) gives.
+extern "C" fn returned(result: c_int) -> c_int {
+    match result {
+        0 if process::is_started() => guest::begin(raw_pid()),
+        1.. if process::is_started() => guest::end(process::own_pid()),
+        error @ ..0 => {
+            control::set_errno(-error);
+            return -1;
+        }
+        _ => {}
+    }
+    result
+}

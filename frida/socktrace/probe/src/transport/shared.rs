@@ -1,0 +1,223 @@
+//! The ring: frames in memory that the server reads (docs/gttr.md, "Rings").
+//!
+//! A frame costs no system call, except now and then: to wake a reader that sleeps, to see whether it is still there,
+//! and to wait for room where the parameters ask for that.
+
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use gttr::{Ext, ExtWriter, Frame, FrameType};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
+use rustix::thread::futex;
+use rustix::time::{ClockId, clock_gettime};
+use socktrace_ring::{Full, Record, Writer, create};
+
+use super::own::Own;
+use super::{Undelivered, socket};
+use crate::emit::now_ns;
+use crate::params::{self, Complaint, OnFull};
+use crate::process;
+
+/// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long, and it is
+/// one system call in as much time.
+const LOOK_NS: u64 = 100_000_000;
+/// How long a wait for room is at a time, in nanoseconds. The server wakes whoever waits, so this is for one that was
+/// killed meanwhile.
+const WAIT_NS: u64 = 10_000_000;
+/// Bytes of the longest frame that is sent by the socket instead.
+const MAX_NOTE_LEN: usize = 128;
+
+/// The memfd of the ring, to be handed to the next server.
+pub(super) static OWN: Own = Own::none();
+/// The ring; null until it is made.
+static WRITER: AtomicPtr<Writer> = AtomicPtr::new(core::ptr::null_mut());
+/// When the server was last looked for, nanoseconds.
+static LOOKED_NS: AtomicU64 = AtomicU64::new(0);
+/// When the ring was first found full since there was room (CLOCK_MONOTONIC, nanoseconds); 0: there is room.
+static FULL_SINCE_NS: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn init() -> Result<(), Complaint> {
+    let (fd, memory) = create(params::get().ring_bytes as usize)
+        .map_err(|_| "ring_bytes: no memory for a ring of this length in this process")?;
+    OWN.keep(fd).map_err(|_| "no descriptor left for the ring")?;
+    let at = params::map(size_of::<Writer>())?.cast::<Writer>();
+    // SAFETY: mapped for this, large enough, page-aligned and ours alone.
+    unsafe { at.write(Writer::new(memory)) };
+    WRITER.store(at, Ordering::Release);
+    socket::begin_session();
+    announce();
+    Ok(())
+}
+
+/// The ring stays mapped, for threads that are in the middle of a frame; the server reads it to its end.
+pub(super) fn stop() {
+    leave();
+    OWN.close();
+}
+
+#[inline]
+fn writer() -> Option<&'static Writer> {
+    // SAFETY: null, or set by `init` to memory that is never unmapped.
+    unsafe { WRITER.load(Ordering::Acquire).as_ref() }
+}
+
+/// Sees to it, now and then, that there is a server that has the ring, and that it does not sleep.
+#[inline]
+pub(super) fn look_after(now_ns: u64) {
+    let Some(writer) = writer() else { return };
+    let looked = LOOKED_NS.load(Ordering::Relaxed);
+    if now_ns.wrapping_sub(looked) >= LOOK_NS || writer.memory().words().sleeps.load(Ordering::Relaxed) != 0 {
+        look(writer, now_ns, looked);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn look(writer: &Writer, now_ns: u64, looked: u64) {
+    if process::is_confined() || process::who().is_guest {
+        return;
+    }
+    writer.memory().words().sleeps.store(0, Ordering::Relaxed);
+    // One thread does.
+    if LOOKED_NS.compare_exchange(looked, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        wake();
+    }
+}
+
+/// Makes the server look at its rings, or hands the ring to the one that there is now.
+fn wake() {
+    let Some(fd) = socket::OWN.current() else { return announce() };
+    match note(fd, b"wake", None) {
+        // One that has not read the last one yet is awake, or will be.
+        Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => {}
+        Err(_) => {
+            socket::OWN.close();
+            announce();
+        }
+    }
+}
+
+/// Hands the ring to the server, by whichever type of socket it has.
+fn announce() {
+    let Some(memory) = OWN.current() else { return };
+    let connected = match socket::open(SocketType::STREAM) {
+        Err(Errno::PROTOTYPE) => socket::open(SocketType::DGRAM),
+        other => other,
+    };
+    let Some(fd) = connected.ok().and_then(|fd| socket::OWN.keep(fd).ok()) else { return };
+    if note(fd, b"announce", Some(memory)).is_err() {
+        // A later look tries again.
+        socket::OWN.close();
+    }
+}
+
+/// Sends a frame about the ring.
+fn note(fd: BorrowedFd<'_>, text: &[u8], memory: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    let mut buffer = [0; MAX_NOTE_LEN];
+    let mut ext = ExtWriter::new(&mut buffer);
+    ext.put(Ext::Pid(process::who().pid));
+    let frame = Frame { conn: text, ext: ext.finish(), ..Frame::new(FrameType::Ring, now_ns() / 1_000_000) };
+    let mut bytes = [0; MAX_NOTE_LEN];
+    // Two short texts and a number: it fits.
+    let len = frame.encode(&mut bytes).unwrap_or(0);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = memory.map(|memory| [memory]);
+    if let Some(fds) = &fds {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    socket::send_with(fd, &[&bytes[..len]], &mut ancillary).map(|_| ())
+}
+
+/// Puts one frame into the ring, whole or not at all.
+#[inline]
+pub(super) fn send(frame: &[&[u8]], tid: u32) -> Result<(), Undelivered> {
+    let Some(writer) = writer() else { return Err(Undelivered::Absent) };
+    let len = frame.iter().map(|part| part.len()).sum();
+    let mut record = match writer.reserve(len, tid) {
+        Ok(record) => {
+            if FULL_SINCE_NS.load(Ordering::Relaxed) != 0 {
+                FULL_SINCE_NS.store(0, Ordering::Relaxed);
+            }
+            record
+        }
+        Err(Full) => wait_for_room(writer, len, tid)?,
+    };
+    for part in frame {
+        record.push(part);
+    }
+    record.commit();
+    Ok(())
+}
+
+/// Waits for room if the parameters say so, for as long as they say, once: as long as the server then does not read,
+/// nobody waits again.
+#[cold]
+#[inline(never)]
+fn wait_for_room(writer: &Writer, len: usize, tid: u32) -> Result<Record, Undelivered> {
+    let words = writer.memory().words();
+    if len > writer.max_frame_len() || process::is_confined() {
+        return Err(Undelivered::Full);
+    }
+    loop {
+        let seen = words.room.load(Ordering::Acquire);
+        words.waiting.fetch_add(1, Ordering::SeqCst);
+        let reserved = writer.reserve(len, tid);
+        let left = if reserved.is_ok() { 0 } else { left_ns() };
+        if left > 0 {
+            wake();
+            let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left.min(WAIT_NS) as _ };
+            let _ = futex::wait(&words.room, futex::Flags::empty(), seen, Some(&timeout));
+        }
+        words.waiting.fetch_sub(1, Ordering::SeqCst);
+        if let Ok(record) = reserved {
+            return Ok(record);
+        }
+        if left == 0 {
+            return Err(Undelivered::Full);
+        }
+    }
+}
+
+/// How long there is still to wait, in nanoseconds.
+fn left_ns() -> u64 {
+    let OnFull::Block { max_wait_ms } = params::get().on_full else { return 0 };
+    let now = clock_gettime(ClockId::Monotonic);
+    // Neither is negative on this clock.
+    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    let since = match FULL_SINCE_NS.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => now_ns,
+        Err(since) => since,
+    };
+    (since + max_wait_ms * 1_000_000).saturating_sub(now_ns)
+}
+
+/// The process ends, or becomes another program: a server that was restarted meanwhile should have the ring by then.
+pub(super) fn leave() {
+    let Some(writer) = writer() else { return };
+    let words = writer.memory().words();
+    if !process::is_confined() && words.tail_position() != words.head_position() {
+        wake();
+    }
+}
+
+/// Notes what was lost, for the server to tell should this process not come to it.
+pub(crate) fn note_loss(bytes: u64, ts_ns: u64) {
+    let Some(writer) = writer() else { return };
+    let words = writer.memory().words();
+    words.lost_bytes.fetch_add(bytes, Ordering::Relaxed);
+    let _ = words.lost_since.compare_exchange(0, ts_ns, Ordering::Relaxed, Ordering::Relaxed);
+    words.lost_until.store(ts_ns, Ordering::Relaxed);
+    words.lost_events.fetch_add(1, Ordering::Release);
+}
+
+/// A frame has told of these.
+pub(crate) fn told_losses(events: u64, bytes: u64) {
+    let Some(writer) = writer() else { return };
+    let words = writer.memory().words();
+    words.lost_events.fetch_sub(events, Ordering::Relaxed);
+    words.lost_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    words.lost_since.store(0, Ordering::Relaxed);
+}

@@ -1,0 +1,157 @@
+//! The server's side. The writers may be hostile, and change anything at any time: every word is read once and checked.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{HEADER_LEN, Memory, Words, record_len, stamp, state};
+
+/// Takes frames out of a ring; there is one.
+#[derive(Debug)]
+pub struct Reader {
+    memory: Memory,
+    /// Up to where records have been taken.
+    position: u64,
+    /// Up to where they have been given back.
+    freed: u64,
+}
+
+/// What is next in a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A frame of this length, copied to the front of the buffer.
+    Frame(usize),
+    /// A record that its writer gave up.
+    Void,
+    /// Nothing.
+    Empty,
+    /// A record that this thread has not finished.
+    Unfinished {
+        /// As its process sees it.
+        tid: u32,
+    },
+    /// No ring that a writer of ours made: it is not to be read on.
+    Corrupt,
+}
+
+impl Reader {
+    /// A reader that begins where the last one left off, with records that the last one may have put on record already
+    /// up to [`Words::reading`]. `None` if this is no ring.
+    pub fn new(memory: Memory) -> Option<Self> {
+        let head = memory.words().head.load(Ordering::Acquire);
+        let is_position = head.is_multiple_of(HEADER_LEN as u64);
+        (memory.is_ring() && is_position).then_some(Self { memory, position: head, freed: head })
+    }
+
+    /// The page of positions.
+    pub fn words(&self) -> &Words {
+        self.memory.words()
+    }
+
+    /// Up to where records have been taken.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Bytes that were taken and not given back.
+    pub fn held(&self) -> u64 {
+        self.position - self.freed
+    }
+
+    /// Bytes of the ring.
+    pub fn ring_len(&self) -> usize {
+        self.memory.ring_len()
+    }
+
+    /// Takes the next record. `buffer` has room for the longest frame, half of the ring.
+    pub fn next(&mut self, buffer: &mut [u8]) -> Step {
+        let [tail, last] = self.words().tail.read();
+        let left = tail.wrapping_sub(self.position);
+        if left == 0 {
+            return Step::Empty;
+        }
+        if left > self.memory.ring_len() as u64 - self.held() || !tail.is_multiple_of(HEADER_LEN as u64) {
+            return Step::Corrupt;
+        }
+        let mut state = self.memory.header(self.position).0[0].load(Ordering::Acquire);
+        if state == 0 {
+            // Only the last record may be without; its writer, or the next, is at it, or is gone.
+            if record_len(state::frame_len(last)) as u64 != left {
+                return Step::Unfinished { tid: 0 };
+            }
+            state = last;
+        }
+        let (frame_len, tid) = (state::frame_len(state), state::tid(state));
+        let len = record_len(frame_len);
+        if frame_len == 0 || len as u64 > left {
+            return Step::Corrupt;
+        }
+        if state & state::VOID != 0 {
+            self.position += len as u64;
+            return Step::Void;
+        }
+        if state & state::COMMITTED == 0 {
+            return Step::Unfinished { tid };
+        }
+        let Some(frame) = buffer.get_mut(..frame_len) else { return Step::Corrupt };
+        // SAFETY: within the mapping: `len` is at most `left`, at most the ring. The bytes may change meanwhile, which is
+        // why they are copied before they are looked at, and by words that are atomics.
+        unsafe { copy(self.memory.at(self.position).add(HEADER_LEN), frame) };
+        self.position += len as u64;
+        Step::Frame(frame_len)
+    }
+
+    /// Steps over the record that is next, whose thread is gone; whether there was one.
+    pub fn step_over(&mut self) -> bool {
+        let tail = &self.words().tail;
+        // An exchange that changes nothing tells both words as they are at one moment.
+        let [tail, last] = match tail.exchange([0, 0], [0, 0]) {
+            Ok(()) => return false,
+            Err(found) => found,
+        };
+        let left = tail.wrapping_sub(self.position);
+        let state = match self.memory.header(self.position).0[0].load(Ordering::Acquire) {
+            0 => last,
+            state => state,
+        };
+        let len = record_len(state::frame_len(state)) as u64;
+        let is_one = left > 0 && len <= left && left <= self.memory.ring_len() as u64 - self.held();
+        if is_one {
+            self.position += len;
+        }
+        is_one
+    }
+
+    /// Says that the records up to here are about to be put on record. A reader that takes over after this one was
+    /// killed looks up to there whether they were.
+    pub fn announce(&self) {
+        self.words().reading.store(self.position, Ordering::Release);
+    }
+
+    /// Gives back what was taken: it is on record.
+    pub fn free(&mut self) {
+        let mut at = self.freed;
+        while at != self.position {
+            let header = self.memory.header(at);
+            // In this order, so that a writer's exchange never finds half of it.
+            header.0[1].store(stamp(at + self.memory.ring_len() as u64, self.memory.ring_len()), Ordering::Relaxed);
+            header.0[0].store(0, Ordering::Relaxed);
+            at += HEADER_LEN as u64;
+        }
+        self.freed = self.position;
+        self.words().head.store(self.position, Ordering::Release);
+    }
+}
+
+/// Copies bytes that others may write to.
+///
+/// # Safety
+///
+/// `from` is aligned to a word, and has as many readable bytes, up to the end of the last word.
+unsafe fn copy(from: *mut u8, to: &mut [u8]) {
+    const WORD: usize = size_of::<u64>();
+    let words = to.chunks_mut(WORD);
+    for (index, to) in words.enumerate() {
+        // SAFETY: the caller's promise.
+        let word = unsafe { AtomicU64::from_ptr(from.cast::<u64>().add(index)) }.load(Ordering::Relaxed);
+        to.copy_from_slice(&word.to_ne_bytes()[..to.len()]);
+    }
+}

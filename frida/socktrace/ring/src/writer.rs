@@ -1,0 +1,131 @@
+//! The traced process's side.
+
+use core::sync::atomic::Ordering;
+
+use super::{HEADER_LEN, Memory, record_len, stamp, state};
+
+/// Puts frames into a ring; as many as there are threads and forked processes.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    memory: Memory,
+}
+
+/// There is no room for the record now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// A record that has its place and no frame yet.
+#[derive(Debug)]
+#[must_use = "a record that is not committed holds up the reader"]
+pub struct Record {
+    memory: Memory,
+    position: u64,
+    state: u64,
+    written: usize,
+}
+
+impl Writer {
+    /// A writer of a ring.
+    pub fn new(memory: Memory) -> Self {
+        Self { memory }
+    }
+
+    /// The ring's memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The longest frame.
+    pub fn max_frame_len(&self) -> usize {
+        self.memory.ring_len() / 2
+    }
+
+    /// Takes the place for a frame of a length, at most [`Writer::max_frame_len`], for a thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`].
+    #[inline]
+    pub fn reserve(&self, frame_len: usize, tid: u32) -> Result<Record, Full> {
+        let words = self.memory.words();
+        // Within 2^29: half of MAX_RING_LEN.
+        let state = state::new(frame_len as u32, tid);
+        let len = record_len(frame_len) as u64;
+        let mut tail = words.tail.read();
+        loop {
+            let [position, last] = tail;
+            let end = position.wrapping_add(len);
+            let used = end.wrapping_sub(words.head.load(Ordering::Acquire));
+            if used > self.memory.ring_len() as u64 {
+                return Err(Full);
+            }
+            self.see_to_header(position, last);
+            match words.tail.exchange(tail, [end, state]) {
+                Ok(()) => return Ok(Record { memory: self.memory, position, state, written: 0 }),
+                Err(found) => tail = found,
+            }
+        }
+    }
+
+    /// Makes sure that the header of the last record that was taken, up to `end`, says what it is.
+    #[inline]
+    fn see_to_header(&self, end: u64, last: u64) {
+        let position = end.wrapping_sub(record_len(state::frame_len(last)) as u64);
+        if last == 0 || !position.is_multiple_of(HEADER_LEN as u64) {
+            return;
+        }
+        let header = self.memory.header(position);
+        if header.0[0].load(Ordering::Acquire) == 0 {
+            let nothing = stamp(position, self.memory.ring_len());
+            // Either this one, or the thread whose record it is, or another that saw to it.
+            let _ = header.exchange([0, nothing], [last, nothing]);
+        }
+    }
+}
+
+impl Record {
+    /// Appends to the frame.
+    ///
+    /// # Panics
+    ///
+    /// If it is more than there was room asked for.
+    #[inline]
+    pub fn push(&mut self, bytes: &[u8]) {
+        let end = self.written + bytes.len();
+        assert!(end <= state::frame_len(self.state), "a frame is as long as was said");
+        // SAFETY: in the record, which is this one's alone.
+        unsafe {
+            let to = self.memory.at(self.position).add(HEADER_LEN + self.written);
+            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+        self.written = end;
+    }
+
+    /// The frame is complete; one that is shorter than was said is not, and is left out.
+    #[inline]
+    pub fn commit(self) {
+        let whole = self.written == state::frame_len(self.state);
+        let what = if whole { state::COMMITTED } else { state::VOID };
+        self.memory.header(self.position).0[0].store(self.state | what, Ordering::Release);
+    }
+
+    /// What [`Writer::abandon`] takes, should the thread not come back to commit it.
+    #[inline]
+    pub fn place(&self) -> Place {
+        Place { position: self.position, state: self.state }
+    }
+}
+
+/// Which record it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    position: u64,
+    state: u64,
+}
+
+impl Writer {
+    /// Gives a record up that was not committed, and whose thread has gone elsewhere: a signal handler jumped out of it.
+    pub fn abandon(&self, place: Place) {
+        self.memory.header(place.position).0[0].store(place.state | state::VOID, Ordering::Release);
+    }
+}
