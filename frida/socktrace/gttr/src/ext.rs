@@ -16,6 +16,7 @@ macro_rules! extension_values {
         }
 
         impl<'a> Ext<'a> {
+            #[inline]
             fn from_wire(tag: u16, value: &'a [u8]) -> Self {
                 match tag {
                     $($tag => match extension_values!(@read $kind value) {
@@ -189,9 +190,11 @@ impl<'a> Extensions<'a> {
 
     /// Checks that values fill the block exactly.
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let mut values = Values { rest: bytes };
-        while values.next().is_some() {}
-        values.rest.is_empty().then_some(Self { bytes })
+        let mut rest = bytes;
+        while let Some((_, _, behind)) = split_value(rest) {
+            rest = behind;
+        }
+        rest.is_empty().then_some(Self { bytes })
     }
 
     /// The block as on the wire.
@@ -218,13 +221,21 @@ struct Values<'a> {
 impl<'a> Iterator for Values<'a> {
     type Item = Ext<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Ext<'a>> {
-        let (head, rest) = self.rest.split_first_chunk::<VALUE_HEADER_LEN>()?;
-        let len = usize::from(u16::from_le_bytes([head[2], head[3]]));
-        let (value, rest) = rest.split_at_checked(len)?;
+        let (tag, value, rest) = split_value(self.rest)?;
         self.rest = rest;
-        Some(Ext::from_wire(u16::from_le_bytes([head[0], head[1]]), value))
+        Some(Ext::from_wire(tag, value))
     }
+}
+
+/// The tag and the bytes of the first value, and what is behind it.
+#[inline]
+fn split_value(block: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let (head, rest) = block.split_first_chunk::<VALUE_HEADER_LEN>()?;
+    let len = usize::from(u16::from_le_bytes([head[2], head[3]]));
+    let (value, rest) = rest.split_at_checked(len)?;
+    Some((u16::from_le_bytes([head[0], head[1]]), value, rest))
 }
 
 /// Builds an extension block in a buffer of the caller's.

@@ -15,12 +15,12 @@ const MAX_HELD: usize = 256 << 20;
 /// An agent whose incomplete frame takes less is not cut off when all together take too much, in bytes.
 const FAIR_HELD: usize = 1 << 20;
 
-/// Decodes one datagram and hands its event on; bytes that are no frame become a `bad_frame` event.
+/// Decodes one datagram and hands its frame on; bytes that are no frame become a `bad_frame` event.
 ///
 /// `sent_len` is the datagram's length as sent, which is more than `bytes` when the buffer was too small for it.
 pub fn datagram(bytes: &[u8], sent_len: usize, sink: &mut dyn Sink) {
     match gttr::decode_datagram(bytes) {
-        Ok(frame) => sink.event(&Event::from_frame(&frame), frame.payload),
+        Ok(frame) => sink.frame(&frame),
         Err(error) if sent_len > bytes.len() => {
             let error = format!("a datagram of {sent_len} bytes, the limit is {} bytes ({error})", bytes.len());
             sink.event(&Event::bad_frame(&error, sent_len), b"");
@@ -73,7 +73,7 @@ impl Stream {
                     if let Some((size, error)) = self.decoder.take_garbage() {
                         sink.event(&Event::bad_frame(&error.to_string(), size), b"");
                     }
-                    sink.event(&Event::from_frame(&frame), frame.payload);
+                    sink.frame(&frame);
                     at += len;
                 }
                 StreamStep::Garbage { skip } => at += skip,

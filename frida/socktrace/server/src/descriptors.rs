@@ -2,8 +2,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The most payload files kept open: past some hundred, opening again costs less than what the kernel holds for each.
-const MAX_OPEN_PAYLOADS: u64 = 512;
+/// The most payload files kept open: writing to an open one costs a fifth of opening it again. The kernel takes about a
+/// KiB for each.
+const MAX_OPEN_PAYLOADS: u64 = 32 << 10;
 /// The fewest, however low the limit is: below that every event would open a file.
 const MIN_OPEN_PAYLOADS: u64 = 16;
 
@@ -19,5 +20,5 @@ pub fn raise_descriptor_limit() {
 /// How many payload files may be open at once: at most half of the soft limit, the rest is for agents.
 pub(crate) fn payload_share() -> usize {
     let soft = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from((soft / 2).clamp(MIN_OPEN_PAYLOADS, MAX_OPEN_PAYLOADS)).expect("at most 512")
+    usize::try_from((soft / 2).clamp(MIN_OPEN_PAYLOADS, MAX_OPEN_PAYLOADS)).expect("at most 32768")
 }

@@ -7,7 +7,10 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, openat};
 use rustix::io::{Errno, pread, retry_on_intr};
 
+use gttr::Frame;
+
 use crate::event::Event;
+use crate::line;
 use crate::outage::Failure;
 
 /// Name of the file in the output directory.
@@ -23,6 +26,8 @@ const SCAN_LEN: u64 = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct EventsFile {
     file: OwnedFd,
+    /// Length of the whole lines that are written.
+    len: u64,
     pending: Vec<u8>,
     /// Bytes of a line's beginning at the file's end that could not be taken off yet.
     torn: u64,
@@ -57,7 +62,23 @@ impl EventsFile {
         if whole < len {
             ftruncate(&file, whole).with_context(|| format!("{path}: a torn last line cannot be taken off"))?;
         }
-        Ok((Self { file, pending: Vec::new(), torn: 0, lost: 0, lost_because: None, failure: None }, whole < len))
+        let pending = Vec::new();
+        Ok((Self { file, len: whole, pending, torn: 0, lost: 0, lost_because: None, failure: None }, whole < len))
+    }
+
+    /// Length of the file as far as whole lines are written, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing is pending.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.lost == 0
+    }
+
+    /// The file, to be read from.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Adds an event; while nothing can be written and too much is pending, counts it as lost.
@@ -65,12 +86,10 @@ impl EventsFile {
     /// Once an event is lost, those after it are, too, until all that is pending is written: so the `lost` event comes
     /// to stand where the lost ones would.
     pub(crate) fn push(&mut self, event: &Event<'_>) {
-        let before = self.pending.len();
-        if self.lost > 0 || (self.failure.is_some() && before >= MAX_PENDING) {
-            self.lost += 1;
-            self.lost_because = self.lost_because.or(self.failure);
+        if !self.has_room() {
             return;
         }
+        let before = self.pending.len();
         match serde_json::to_writer(&mut self.pending, event) {
             Ok(()) => self.pending.push(b'\n'),
             // Strings and numbers into memory: there is nothing that could fail. Were it to, it would not be silent.
@@ -81,7 +100,32 @@ impl EventsFile {
         }
     }
 
+    /// Adds the event of a data frame, as [`EventsFile::push`] does, if it is one of the usual kind; otherwise returns
+    /// false and does nothing.
+    #[inline]
+    pub(crate) fn push_data(&mut self, frame: &Frame<'_>) -> bool {
+        // Losses are counted by the other way.
+        let is_blocked = self.lost > 0 || self.failure.is_some();
+        !is_blocked && line::push_data(&mut self.pending, frame)
+    }
+
+    /// Whether an event may be added; counts it as lost if not.
+    fn has_room(&mut self) -> bool {
+        let has_room = self.lost == 0 && (self.failure.is_none() || self.pending.len() < MAX_PENDING);
+        if !has_room {
+            self.lost += 1;
+            self.lost_because = self.lost_because.or(self.failure);
+        }
+        has_room
+    }
+
+    /// Nothing is written now, for a reason that is not this file's.
+    pub(crate) fn hold(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+    }
+
     /// Whether so much is pending that it should be written.
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.pending.len() >= WRITE_LEN
     }
@@ -109,6 +153,7 @@ impl EventsFile {
         }
         let whole = self.pending[..written].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
         self.torn = (written - whole) as u64;
+        self.len += whole as u64;
         self.pending.drain(..whole);
         self.pending.shrink_to(2 * WRITE_LEN);
         // If that fails it is tried again before the next write.
@@ -126,7 +171,7 @@ impl EventsFile {
         Ok(())
     }
 
-    /// Why the last write failed, if it did.
+    /// Why nothing could be written the last time, if it could not.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure
     }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use gttr::{Frame, FrameType};
 use lru::LruCache;
 
 use crate::event::{Event, EventType, Text};
@@ -55,6 +56,14 @@ impl Sink for Joined<'_> {
             return self.sink.event(&Event { peer_conn_id, ..event.clone() }, payload);
         }
         self.sink.event(event, payload);
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>) {
+        if frame.kind == FrameType::Open {
+            self.event(&Event::from_frame(frame), frame.payload);
+        } else {
+            self.sink.frame(frame);
+        }
     }
 
     fn flush(&mut self) -> bool {

@@ -10,11 +10,14 @@
 //! [`Event`]s of bytes and knows nothing of sockets, [`record`] writes them down. Whatever an agent sends is
 //! untrusted in every one of them.
 
+mod connections;
 pub mod decode;
 mod descriptors;
 pub mod event;
 mod events_file;
 pub mod join;
+mod journal;
+mod line;
 pub mod listen;
 mod notice;
 mod outage;
@@ -22,6 +25,7 @@ mod payload;
 pub mod receive;
 pub mod record;
 mod serve;
+mod segments;
 pub mod sink;
 pub mod stop;
 pub mod util;

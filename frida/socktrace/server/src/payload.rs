@@ -1,66 +1,43 @@
 //! Payload files: the captured bytes, and nothing else, in the order they arrived.
 
-use std::collections::HashMap;
 use std::num::NonZero;
 
+use gttr::Frame;
 use lru::LruCache;
-use rustix::fd::OwnedFd;
-use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, statat};
+use rustix::io::{Errno, retry_on_intr, writev};
 
+use crate::connections::{Connections, FileNumber};
 use crate::descriptors::payload_share;
-use crate::event::{Direction, Event, EventType, Text};
+use crate::event::{Direction, Event, EventType};
+use crate::journal::Journal;
 use crate::notice::notice;
 use crate::outage::Failure;
+use crate::segments::Segments;
 
-/// How much payload is held back before it is written, and how much is kept while it cannot be, in bytes.
+/// How much payload is held back before it is written, in bytes, if it is not flushed before.
+const WRITE_LEN: usize = 1 << 20;
+/// How much is kept while it cannot be written, in bytes.
 const MAX_PENDING: usize = 8 << 20;
-/// What a file costs beside its pending bytes, in bytes, so that many small payloads are bounded, too.
-const FILE_COST: usize = 512;
-/// So many files are remembered when nothing is pending for them: their buffers are reused.
-const MAX_IDLE_FILES: usize = 4096;
-/// Room that a file's buffer keeps, in bytes.
-const KEPT_CAPACITY: usize = 4 << 10;
-/// So many files are remembered while nothing can be written; losses of others are counted in one sum.
-const MAX_FILES: usize = 64 << 10;
+/// So many connections are remembered when nothing is pending: what is forgotten is looked up in the directory again.
+const MAX_IDLE: usize = 32 << 10;
+/// So many are remembered while nothing can be written; losses of others are counted in one sum.
+const MAX_CONNECTIONS: usize = 64 << 10;
 /// After so many failed writes the rest waits for the next try: on a full disk all of them would fail.
 const MAX_FAILURES: usize = 16;
-
-/// One payload file, open or not.
-#[derive(Debug)]
-struct PayloadFile {
-    name: Box<str>,
-    /// The connection as its events name it.
-    conn_id: Box<str>,
-    base_name: Option<Box<str>>,
-    direction: Direction,
-    pending: Vec<u8>,
-    /// Length of the file, once it has been open.
-    len: Option<u64>,
-    /// Bytes lost since the last `lost` event; while there are any, later ones are lost, too, so that the gap is one.
-    lost: u64,
-    failure: Option<Failure>,
-    /// Whether it is in `queue`.
-    queued: bool,
-    /// Whether the user has been told what is wrong with it.
-    told: bool,
-}
 
 /// All payload files of an output directory.
 #[derive(Debug)]
 pub(crate) struct Payloads {
     folder: OwnedFd,
-    files: Vec<PayloadFile>,
-    by_name: HashMap<Box<str>, usize>,
+    connections: Connections,
+    segments: Segments,
     /// Descriptors of those that were used last.
-    open: LruCache<usize, OwnedFd>,
+    open: LruCache<FileNumber, OwnedFd>,
     /// Files with something to write or to report.
-    queue: Vec<usize>,
-    /// A name under construction.
-    name: String,
-    /// Memory that pending payload takes, about, in bytes.
-    held: usize,
-    /// Lost bytes of connections beyond MAX_FILES.
+    queue: Vec<FileNumber>,
+    /// Lost bytes of connections beyond MAX_CONNECTIONS.
     lost_elsewhere: u64,
     written: u64,
     /// Why not all could be written the last time, and why not the last time that it was so.
@@ -68,21 +45,47 @@ pub(crate) struct Payloads {
     last_failure: Option<Failure>,
 }
 
+/// Where the payload of a frame goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known(usize);
+
 impl Payloads {
     pub(crate) fn new(folder: OwnedFd) -> Self {
         let open = NonZero::new(payload_share()).expect("at least 16");
         Self {
             folder,
-            files: Vec::new(),
-            by_name: HashMap::new(),
+            connections: Connections::default(),
+            segments: Segments::default(),
             open: LruCache::new(open),
             queue: Vec::new(),
-            name: String::new(),
-            held: 0,
             lost_elsewhere: 0,
             written: 0,
             failure: None,
             last_failure: None,
+        }
+    }
+
+    /// The directory.
+    pub(crate) fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// The connection of a data frame, if it has been heard of and its `conn_id` names its files itself.
+    #[inline]
+    pub(crate) fn known(&mut self, frame: &Frame<'_>) -> Option<Known> {
+        self.connections.of_conn_id(frame.conn).map(Known)
+    }
+
+    /// Adds the payload of a frame of a known connection; what [`Payloads::push`] does for its event.
+    #[inline]
+    pub(crate) fn push_frame(&mut self, known: Known, frame: &Frame<'_>) {
+        let direction = match frame.direction {
+            gttr::Direction::None => return,
+            gttr::Direction::In => Direction::In,
+            gttr::Direction::Out => Direction::Out,
+        };
+        if !frame.payload.is_empty() {
+            self.push_to(Connections::number(known.0, direction), frame.payload);
         }
     }
 
@@ -92,52 +95,78 @@ impl Payloads {
         if payload.is_empty() {
             return;
         }
-        self.name.clear();
-        self.name.push_str(base_name);
-        self.name.push_str(direction.file_suffix());
-        let index = match self.by_name.get(self.name.as_str()) {
-            Some(&index) => index,
-            None if self.failure.is_some() && self.files.len() >= MAX_FILES => {
+        let connection = match self.connections.of_name(base_name) {
+            Some(connection) => connection,
+            None if self.failure.is_some() && self.connections.len() >= MAX_CONNECTIONS => {
                 self.lost_elsewhere += payload.len() as u64;
                 return;
             }
-            None => self.add_file(event, direction),
+            None => self.connections.add(base_name, event),
         };
-        let file = &mut self.files[index];
+        self.push_to(Connections::number(connection, direction), payload);
+    }
+
+    #[inline]
+    fn push_to(&mut self, number: FileNumber, payload: &[u8]) {
+        let file = self.connections.file(number);
         if !file.queued {
             file.queued = true;
-            self.queue.push(index);
-            self.held += FILE_COST;
+            self.queue.push(number);
         }
-        if file.lost > 0 || (self.failure.is_some() && self.held + payload.len() > MAX_PENDING) {
+        let is_too_much = || self.failure.is_some() && self.segments.cost() + payload.len() > MAX_PENDING;
+        if file.lost > 0 || is_too_much() {
             file.lost += payload.len() as u64;
             return;
         }
-        file.pending.extend_from_slice(payload);
-        self.held += payload.len();
-    }
-
-    fn add_file(&mut self, event: &Event<'_>, direction: Direction) -> usize {
-        let index = self.files.len();
-        self.by_name.insert(self.name.as_str().into(), index);
-        self.files.push(PayloadFile {
-            name: self.name.as_str().into(),
-            conn_id: event.conn_id.as_deref().unwrap_or_default().into(),
-            base_name: event.file.as_deref().map(Into::into),
-            direction,
-            pending: Vec::new(),
-            len: None,
-            lost: 0,
-            failure: None,
-            queued: false,
-            told: false,
-        });
-        index
+        self.segments.push(&mut file.pending, payload);
     }
 
     /// Whether so much is pending that it should be written.
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.held >= MAX_PENDING
+        self.segments.cost() >= WRITE_LEN
+    }
+
+    /// Whether there is nothing to write or to report.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.lost_elsewhere == 0
+    }
+
+    /// Adds to the journal what is about to be written, as far as its batch does not have it yet.
+    pub(crate) fn announce(&mut self, journal: &mut Journal) -> Result<(), Failure> {
+        for &number in &self.queue {
+            let file = self.connections.file(number);
+            if file.batch == journal.batch() || file.pending.is_empty() {
+                continue;
+            }
+            let len = match file.len {
+                Some(len) => len,
+                None => self.look_at(number),
+            };
+            self.connections.file(number).len = Some(len);
+            journal.add(self.connections.base_name(number), Connections::direction(number), len);
+        }
+        journal.write().map_err(|e| self.fail(Failure(e)))?;
+        for &number in &self.queue {
+            let file = self.connections.file(number);
+            if !file.pending.is_empty() {
+                file.batch = journal.batch();
+            }
+        }
+        Ok(())
+    }
+
+    /// Length of a file that has not been opened yet; what is no file will not be written to.
+    fn look_at(&self, number: FileNumber) -> u64 {
+        let stat = statat(&self.folder, self.connections.name(number), AtFlags::SYMLINK_NOFOLLOW);
+        let file = stat.ok().filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+        file.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
+    /// Nothing can be written now.
+    fn fail(&mut self, failure: Failure) -> Failure {
+        (self.failure, self.last_failure) = (Some(failure), Some(failure));
+        failure
     }
 
     /// Writes what is pending. What cannot be written stays pending, but for files that waiting would not help: their
@@ -146,82 +175,78 @@ impl Payloads {
         self.failure = None;
         let mut failures = 0;
         let (mut untried, mut failed) = (Vec::new(), Vec::new());
-        for index in std::mem::take(&mut self.queue) {
+        let mut queue = std::mem::take(&mut self.queue);
+        for &number in &queue {
             if failures >= MAX_FAILURES {
-                untried.push(index);
+                untried.push(number);
                 continue;
             }
-            let result = self.write_file(index);
-            let file = &mut self.files[index];
+            let result = self.write_file(number);
+            let file = self.connections.file(number);
             let Err(failure) = result.map_err(Failure) else {
                 if file.lost > 0 {
-                    failed.push(index);
+                    failed.push(number);
                 } else {
                     file.queued = false;
-                    self.held -= FILE_COST;
                 }
                 continue;
             };
             file.failure = Some(failure);
-            failed.push(index);
+            failed.push(number);
             if failure.is_of_one_file() {
-                self.held -= file.pending.len();
-                file.lost += file.pending.len() as u64;
-                file.pending.clear();
+                file.lost += self.segments.discard(&mut file.pending) as u64;
                 if !std::mem::replace(&mut file.told, true) {
-                    notice(&format!("{}: {}: its payload is dropped and counted", file.name, failure.reason()));
+                    let name = self.connections.name(number);
+                    notice(&format!("{name}: {}: its payload is dropped and counted", failure.reason()));
                 }
             } else {
                 failures += 1;
-                self.failure = Some(failure);
-                self.last_failure = Some(failure);
+                self.fail(failure);
             }
         }
         // Those that were not tried go first the next time, so that none is starved by others that always fail.
         untried.append(&mut failed);
-        self.queue = untried;
-        self.forget_idle();
+        queue.clear();
+        queue.append(&mut untried);
+        self.queue = queue;
+        self.give_memory_back();
         self.failure.map_or(Ok(()), Err)
     }
 
-    fn write_file(&mut self, index: usize) -> Result<(), Errno> {
-        if self.files[index].pending.is_empty() {
+    fn write_file(&mut self, number: FileNumber) -> Result<(), Errno> {
+        if self.connections.file(number).pending.is_empty() {
             return Ok(());
         }
-        if !self.open.contains(&index) {
-            let (opened, len) = self.open_file(index)?;
-            self.files[index].len = Some(len);
-            self.open.put(index, opened);
+        if !self.open.contains(&number) {
+            let (opened, len) = self.open_file(number)?;
+            self.connections.file(number).len = Some(len);
+            self.open.put(number, opened);
         }
-        let descriptor = self.open.get(&index).expect("was just opened");
-        let file = &mut self.files[index];
-        let mut at = 0;
-        let result = loop {
-            if at == file.pending.len() {
-                break Ok(());
+        let descriptor = self.open.get(&number).expect("was just opened");
+        let file = self.connections.file(number);
+        let mut written = 0;
+        let result = self.segments.drain(&mut file.pending, |slices| {
+            match retry_on_intr(|| writev(descriptor, slices))? {
+                0 => Err(Errno::IO),
+                len => {
+                    written += len as u64;
+                    Ok(len)
+                }
             }
-            match retry_on_intr(|| rustix::io::write(descriptor, &file.pending[at..])) {
-                Ok(0) => break Err(Errno::IO),
-                Ok(len) => at += len,
-                Err(e) => break Err(e),
-            }
-        };
-        file.pending.drain(..at);
-        file.pending.shrink_to(KEPT_CAPACITY);
-        file.len = file.len.map(|len| len + at as u64);
-        self.held -= at;
-        self.written += at as u64;
+        });
+        file.len = file.len.map(|len| len + written);
+        self.written += written;
         result
     }
 
     /// Opens a file for appending, and returns its length, too.
-    fn open_file(&mut self, index: usize) -> Result<(OwnedFd, u64), Errno> {
+    fn open_file(&mut self, number: FileNumber) -> Result<(OwnedFd, u64), Errno> {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Not to wait for the other end of a FIFO that somebody put there, nor to get a terminal.
         let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let name = &*self.files[index].name;
+        let name = self.connections.name(number);
         let file = loop {
-            match retry_on_intr(|| openat(&self.folder, name, flags, Mode::RUSR | Mode::WUSR)) {
+            match retry_on_intr(|| openat(&self.folder, &*name, flags, Mode::RUSR | Mode::WUSR)) {
                 // Agents have taken the descriptors: make do with fewer of our own.
                 Err(Errno::MFILE | Errno::NFILE) if self.open.pop_lru().is_some() => {}
                 result => break result?,
@@ -234,11 +259,17 @@ impl Payloads {
         Ok((file, u64::try_from(stat.st_size).unwrap_or(0)))
     }
 
-    /// Forgets all files when there are many and none is waiting for anything.
-    fn forget_idle(&mut self) {
-        if self.queue.is_empty() && self.files.len() > MAX_IDLE_FILES {
-            self.by_name.clear();
-            self.files.clear();
+    /// Forgets all connections when there are many and none is waiting for anything.
+    fn give_memory_back(&mut self) {
+        self.segments.clear_if_empty();
+        if self.failure.is_some() {
+            let connections = &mut self.connections;
+            let mut chains: Vec<_> = self.queue.iter().map(|&n| (n, connections.file(n).pending)).collect();
+            self.segments.compact(chains.iter_mut().map(|(_, chain)| chain));
+            chains.into_iter().for_each(|(number, chain)| connections.file(number).pending = chain);
+        }
+        if self.queue.is_empty() && self.connections.len() > MAX_IDLE {
+            self.connections.clear();
             self.open.clear();
         }
     }
@@ -249,25 +280,26 @@ impl Payloads {
     pub(crate) fn take_losses(&mut self, report: &mut dyn FnMut(&Event<'_>)) {
         let outage = self.failure.is_some();
         let mut waiting = Vec::new();
-        for index in std::mem::take(&mut self.queue) {
-            let file = &mut self.files[index];
+        for number in std::mem::take(&mut self.queue) {
+            let file = self.connections.file(number);
             let own_fault = file.failure.is_some_and(Failure::is_of_one_file);
             if file.lost == 0 || !file.pending.is_empty() || (outage && !own_fault) {
-                waiting.push(index);
+                waiting.push(number);
                 continue;
             }
             let reason = file.failure.or(self.last_failure).unwrap_or(Failure(Errno::IO)).reason();
+            let (offset, lost) = (file.len, file.lost);
+            (file.lost, file.failure, file.queued) = (0, None, false);
+            let (conn_id, file) = self.connections.ids(number);
             report(&Event {
-                direction: Some(file.direction),
-                conn_id: Some((&*file.conn_id).into()),
-                file: file.base_name.as_deref().map(Text::from),
-                offset: file.len,
-                bytes: Some(file.lost),
+                direction: Some(Connections::direction(number)),
+                conn_id: Some(conn_id),
+                file,
+                offset,
+                bytes: Some(lost),
                 reason: Some(reason),
                 ..Event::now(EventType::Lost)
             });
-            (file.lost, file.failure, file.queued) = (0, None, false);
-            self.held -= FILE_COST;
         }
         self.queue = waiting;
         if self.lost_elsewhere > 0 && !outage {
@@ -279,21 +311,20 @@ impl Payloads {
 
     /// Nothing will be written any more: counts what is pending as lost.
     pub(crate) fn give_up(&mut self) {
-        for &index in &self.queue {
-            let file = &mut self.files[index];
+        for &number in &self.queue {
+            let file = self.connections.file(number);
             if !file.pending.is_empty() {
-                file.lost += file.pending.len() as u64;
+                file.lost += self.segments.discard(&mut file.pending) as u64;
                 file.failure = file.failure.or(self.failure);
-                self.held -= file.pending.len();
-                file.pending.clear();
             }
         }
         self.failure = None;
     }
 
     /// Bytes that are lost and not reported.
-    pub(crate) fn lost(&self) -> u64 {
-        self.lost_elsewhere + self.queue.iter().map(|&index| self.files[index].lost).sum::<u64>()
+    pub(crate) fn lost(&mut self) -> u64 {
+        let connections = &mut self.connections;
+        self.lost_elsewhere + self.queue.iter().map(|&number| connections.file(number).lost).sum::<u64>()
     }
 
     /// Bytes written.

@@ -10,12 +10,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use gttr::{Frame, FrameType};
 use rustix::fd::AsFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::event::{Event, EventType, Text};
 use crate::events_file::{EventsFile, NAME};
+use crate::journal::Journal;
 use crate::listen::Bound;
 use crate::notice::notice;
 use crate::outage::{Failure, Outage};
@@ -31,6 +33,7 @@ pub struct Recorder {
     folder: PathBuf,
     events: EventsFile,
     payloads: Payloads,
+    journal: Journal,
     outage: Option<Outage>,
     /// Events taken that came from agents.
     taken: u64,
@@ -61,10 +64,12 @@ impl Recorder {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = openat(CWD, folder, flags, Mode::empty()).with_context(|| format!("{shown}: cannot be opened"))?;
         let (events, torn) = EventsFile::open(handle.as_fd(), folder)?;
+        let journal = Journal::create(handle.as_fd(), folder, events.len(), events.len())?;
         let mut recorder = Self {
             folder: folder.to_owned(),
             events,
             payloads: Payloads::new(handle),
+            journal,
             outage: None,
             taken: 0,
             lost: 0,
@@ -105,6 +110,8 @@ impl Recorder {
         self.write();
         let outage = self.outage.is_some();
         self.payloads.give_up();
+        // What fits of the events, although payload that they speak of did not.
+        let _ = self.events.write();
         let mut lost_bytes = self.payloads.lost();
         if self.events.failure().is_none() {
             self.report_losses();
@@ -128,6 +135,17 @@ impl Recorder {
                 self.reported_bytes + lost_bytes,
                 self.folder.display()
             ));
+        } else {
+            self.journal.remove(self.payloads.folder());
+        }
+    }
+
+    /// Counts an event that was taken, and writes when there is enough for that.
+    #[inline]
+    fn count(&mut self) {
+        self.taken += 1;
+        if self.events.is_full() || self.payloads.is_full() {
+            self.write_if_due();
         }
     }
 
@@ -141,14 +159,11 @@ impl Recorder {
     }
 
     fn write(&mut self) {
-        // Payloads first: whoever follows the events finds the bytes that they speak of.
-        let payloads = self.payloads.write();
-        let events = self.events.write();
-        let mut failure = events.err().or(payloads.err());
-        if self.events.failure().is_none() {
-            self.report_losses();
-            failure = failure.or(self.events.write().err());
+        let result = self.write_batch();
+        if result.is_ok() {
+            self.journal.done();
         }
+        let failure = result.err();
         match (failure, self.outage.is_some()) {
             (Some(failure), false) => {
                 self.outage = Some(Outage::begin());
@@ -161,6 +176,23 @@ impl Recorder {
             }
             _ => {}
         }
+    }
+
+    /// The journal first, then payloads, then events: whoever follows the events finds the bytes that they speak of, and
+    /// if this is cut short, the journal tells which bytes no event speaks of.
+    fn write_batch(&mut self) -> Result<(), Failure> {
+        if self.payloads.is_empty() && self.events.is_empty() {
+            return Ok(());
+        }
+        self.journal.begin(self.events.len());
+        let payloads = self.payloads.announce(&mut self.journal).and_then(|()| self.payloads.write());
+        if let Err(failure) = payloads {
+            self.events.hold(failure);
+            return Err(failure);
+        }
+        self.events.write()?;
+        self.report_losses();
+        self.events.write()
     }
 
     /// Adds `lost` events for what could not be written.
@@ -203,13 +235,28 @@ impl Sink for Recorder {
             self.payloads.push(event, payload);
         }
         self.events.push(event);
-        self.taken += 1;
-        if self.events.is_full() || self.payloads.is_full() {
-            self.write_if_due();
+        self.count();
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>) {
+        if frame.kind == FrameType::Data
+            && let Some(known) = self.payloads.known(frame)
+            && self.events.push_data(frame)
+        {
+            self.payloads.push_frame(known, frame);
+            self.count();
+        } else {
+            self.event(&Event::from_frame(frame), frame.payload);
         }
     }
 
+    /// Once this has returned true, all that was taken is written to the files, or counted as lost in them: it survives
+    /// the server's being killed, and whoever holds on to frames until then may let go of them.
     fn flush(&mut self) -> bool {
-        self.write_if_due()
+        let all_written = self.write_if_due();
+        if all_written {
+            self.journal.acknowledge(self.events.len());
+        }
+        all_written
     }
 }

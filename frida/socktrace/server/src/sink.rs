@@ -1,11 +1,19 @@
 //! The seam between receiving and whatever is done with events.
 
+use gttr::Frame;
+
 use crate::event::Event;
 
 /// Takes events in the order they arrived.
 pub trait Sink {
     /// Takes one event and the bytes that its frame carried; a data event's are those that moved.
     fn event(&mut self, event: &Event<'_>, payload: &[u8]);
+
+    /// Takes one frame, by default as its event. A sink that can do without an [`Event`] of a frame saves making it,
+    /// and must do the same as with it.
+    fn frame(&mut self, frame: &Frame<'_>) {
+        self.event(&Event::from_frame(frame), frame.payload);
+    }
 
     /// Passes on what has been held back. Called when no more has arrived for a moment, and at least every 100 ms.
     ///

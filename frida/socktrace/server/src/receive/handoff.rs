@@ -7,12 +7,13 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// When so many bytes wait, receiving waits, too, and agents find their sockets full.
-const MAX_WAITING: usize = 64 << 20;
+/// When so many bytes wait, receiving waits, too, and agents find their sockets full. There are two buffers of it, and
+/// this much is worked off in some 30 ms.
+const MAX_WAITING: usize = 8 << 20;
 /// What a part costs beside its bytes, so that many empty ones are bounded, too.
 const PART_COST: usize = size_of::<Part>();
 /// Room that a buffer keeps, in bytes.
-const KEPT_CAPACITY: usize = 4 << 20;
+const KEPT_CAPACITY: usize = 2 << 20;
 
 /// A datagram, or what one read from a stream gave.
 pub(super) struct Part {
