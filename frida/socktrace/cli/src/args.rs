@@ -178,6 +178,12 @@ pub struct CaptureArgs {
     /// Keep a recording in DIR: everything that --path and --pid let through
     #[arg(short = 'w', long = "record", value_name = "DIR")]
     pub record: Option<PathBuf>,
+    /// With -w: record events only
+    #[arg(long, requires = "record", conflicts_with = "no_events")]
+    pub no_payload_files: bool,
+    /// With -w: record payload files only; events.jsonl then says no more than who recorded and what is missing
+    #[arg(long, requires = "record")]
+    pub no_events: bool,
     /// Capture at most N bytes of each call [default: everything]
     #[arg(long, value_name = "N", default_value_t = EVERYTHING, hide_default_value = true,
           value_parser = clap::value_parser!(u64).range(..=EVERYTHING))]
@@ -257,6 +263,12 @@ pub struct ServerArgs {
     /// Type of the socket (the agents' out_sock_type)
     #[arg(long, value_name = "TYPE", default_value = SockType::Dgram.name(), value_parser = sock_type())]
     pub sock_type: SockType,
+    /// Write events only
+    #[arg(long, conflicts_with = "no_events")]
+    pub no_payload_files: bool,
+    /// Write payload files only; events.jsonl then says no more than who recorded and what is missing
+    #[arg(long)]
+    pub no_events: bool,
 }
 
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use socktrace_server::serve;
+use socktrace_server::{Contents, serve};
 
 use crate::args::{AgentArgs, Cli, CompletionsArgs, ManArgs, ServerArgs};
 
@@ -23,7 +23,8 @@ pub fn agent(args: &AgentArgs) -> Result<ExitCode> {
 
 /// `socktrace server`
 pub fn server(args: &ServerArgs) -> Result<ExitCode> {
-    serve(&args.sock_path, &args.out_dir, args.sock_type)?;
+    let contents = Contents::without(args.no_payload_files, args.no_events);
+    serve(&args.sock_path, &args.out_dir, args.sock_type, contents)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
-use socktrace_server::{Bound, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
+use socktrace_server::{Bound, Contents, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
 
 use crate::args::{CaptureArgs, FilterArgs, ViewArgs};
 use crate::filter::{Scope, Selection};
@@ -70,7 +70,8 @@ impl Live {
         let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
         let recorder = match &capture.record {
             Some(folder) => {
-                let mut recorder = Recorder::open(folder)?;
+                let contents = Contents::without(capture.no_payload_files, capture.no_events);
+                let mut recorder = Recorder::open(folder, contents)?;
                 recorder.begin(&bound)?;
                 Some(recorder)
             }

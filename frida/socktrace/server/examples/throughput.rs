@@ -18,7 +18,7 @@ use std::{env, fs, mem, thread};
 use gttr::{Direction, Ext, ExtWriter, Frame, FrameType};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use socktrace_server::{Recorder, Sink, SockType, decode, raise_descriptor_limit, serve};
+use socktrace_server::{Contents, Recorder, Sink, SockType, decode, raise_descriptor_limit, serve};
 
 /// Bytes of each message.
 const PAYLOAD_LEN: usize = 64;
@@ -38,7 +38,8 @@ fn main() {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--serve", sock, out, sock_type] => {
             pin(0);
-            serve(Path::new(sock), Path::new(out), sock_type.parse().expect("dgram or stream")).expect("serves");
+            serve(Path::new(sock), Path::new(out), sock_type.parse().expect("dgram or stream"), Contents::All)
+                .expect("serves");
         }
         ["--memory", connections] => drop(from_memory(
             tempfile::tempdir_in("/dev/shm").expect("a directory").path(),
@@ -60,6 +61,9 @@ fn measure(parent: &Path) {
             thread::scope(|scope| scope.spawn(|| from_memory(dir.path(), &frames)).join().expect("runs"))
         };
         report(&format!("memory, {connections}"), run);
+    }
+    if env::var_os("MEMORY").is_some() {
+        return;
     }
     for sock_type in [SockType::Dgram, SockType::Stream] {
         for connections in [1, 10_000] {
@@ -146,7 +150,7 @@ impl Frames {
 /// Frames as they lie in a ring, a chunk at a time, through the decoder to the recorder.
 fn from_memory(dir: &Path, frames: &Frames) -> Figures {
     pin(0);
-    let mut recorder = Recorder::open(dir).expect("opens");
+    let mut recorder = Recorder::open(dir, Contents::All).expect("opens");
     let mut stream = decode::Stream::default();
     let (begun, cpu) = (Instant::now(), thread_cpu());
     let mut flushed = begun;

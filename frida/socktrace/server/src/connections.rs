@@ -102,7 +102,7 @@ impl Connections {
     }
 
     pub(crate) fn direction(number: FileNumber) -> Direction {
-        if number % 2 == 0 { Direction::In } else { Direction::Out }
+        if number.is_multiple_of(2) { Direction::In } else { Direction::Out }
     }
 
     /// The base name of a file.

@@ -245,6 +245,8 @@ event! {
     sock_type: Text<'a>,
     /// The server's version.
     version: Text<'a>,
+    /// What the server was told not to write: `events` or `payload files`.
+    omits: Text<'a>,
 }
 
 impl<'a> Event<'a> {

@@ -16,7 +16,7 @@ use crate::outage::Failure;
 /// Name of the file in the output directory.
 pub(crate) const NAME: &str = "events.jsonl";
 /// Lines are written when they take so much, in bytes, if they are not flushed before.
-const WRITE_LEN: usize = 256 << 10;
+const WRITE_LEN: usize = 1 << 20;
 /// How much is kept while nothing can be written, in bytes.
 const MAX_PENDING: usize = 8 << 20;
 /// How much is read at a time when looking for the last line's beginning, in bytes.

@@ -224,9 +224,18 @@ mod tests {
         let mut buffer = [0; 1024];
         let mut ext = ExtWriter::new(&mut buffer);
         for value in [
-            Ext::Seq(u64::MAX), Ext::Pid(u32::MAX), Ext::Tid(u32::MAX), Ext::TsNs(u64::MAX), Ext::Call(b"c"),
-            Ext::Total(u64::MAX), Ext::Offset(u64::MAX), Ext::Part(u32::MAX), Ext::Parts(u32::MAX),
-            Ext::DurationNs(u64::MAX), Ext::EnteredNs(u64::MAX), Ext::Uncaptured(u64::MAX),
+            Ext::Seq(u64::MAX),
+            Ext::Pid(u32::MAX),
+            Ext::Tid(u32::MAX),
+            Ext::TsNs(u64::MAX),
+            Ext::Call(b"c"),
+            Ext::Total(u64::MAX),
+            Ext::Offset(u64::MAX),
+            Ext::Part(u32::MAX),
+            Ext::Parts(u32::MAX),
+            Ext::DurationNs(u64::MAX),
+            Ext::EnteredNs(u64::MAX),
+            Ext::Uncaptured(u64::MAX),
         ] {
             ext.put(value);
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use socktrace_server::{SockType, notice, serve};
+use socktrace_server::{Contents, SockType, notice, serve};
 
 /// Records what traced processes send: OUT_DIR/events.jsonl, and OUT_DIR/<conn_id>.in.bin and .out.bin per connection.
 ///
@@ -20,6 +20,12 @@ struct Args {
     /// Type of the socket (the agents' out_sock_type)
     #[arg(long, value_name = "TYPE", default_value = SockType::Dgram.name(), value_parser = sock_type())]
     sock_type: SockType,
+    /// Write events only
+    #[arg(long, conflicts_with = "no_events")]
+    no_payload_files: bool,
+    /// Write payload files only; events.jsonl then says no more than who recorded and what is missing
+    #[arg(long)]
+    no_events: bool,
 }
 
 fn sock_type() -> impl TypedValueParser<Value = SockType> {
@@ -28,7 +34,8 @@ fn sock_type() -> impl TypedValueParser<Value = SockType> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match serve(&args.sock_path, &args.out_dir, args.sock_type) {
+    let contents = Contents::without(args.no_payload_files, args.no_events);
+    match serve(&args.sock_path, &args.out_dir, args.sock_type, contents) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             notice(&format!("{error:#}"));

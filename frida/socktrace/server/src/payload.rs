@@ -225,15 +225,14 @@ impl Payloads {
         let descriptor = self.open.get(&number).expect("was just opened");
         let file = self.connections.file(number);
         let mut written = 0;
-        let result = self.segments.drain(&mut file.pending, |slices| {
-            match retry_on_intr(|| writev(descriptor, slices))? {
+        let result =
+            self.segments.drain(&mut file.pending, |slices| match retry_on_intr(|| writev(descriptor, slices))? {
                 0 => Err(Errno::IO),
                 len => {
                     written += len as u64;
                     Ok(len)
                 }
-            }
-        });
+            });
         file.len = file.len.map(|len| len + written);
         self.written += written;
         result

@@ -17,23 +17,65 @@ use rustix::io::Errno;
 
 use crate::event::{Event, EventType, Text};
 use crate::events_file::{EventsFile, NAME};
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::listen::Bound;
 use crate::notice::notice;
 use crate::outage::{Failure, Outage};
 use crate::payload::Payloads;
+use crate::recover::{self, Recovered};
 use crate::sink::Sink;
+use crate::util::names_its_files;
 
 /// The output directory is its owner's only: payloads hold secrets.
 const FOLDER_MODE: u32 = 0o700;
+
+/// What of a recording is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Contents {
+    /// Events and payload files.
+    #[default]
+    All,
+    /// Events only.
+    NoPayloadFiles,
+    /// Payload files, and of events those that say who recorded, and what is missing or went wrong.
+    NoEvents,
+}
+
+impl Contents {
+    /// As two options of a command line say it, which exclude each other.
+    pub const fn without(payload_files: bool, events: bool) -> Self {
+        match (payload_files, events) {
+            (true, _) => Self::NoPayloadFiles,
+            (_, true) => Self::NoEvents,
+            _ => Self::All,
+        }
+    }
+
+    const fn omitted(self) -> Option<&'static str> {
+        match self {
+            Self::All => None,
+            Self::NoPayloadFiles => Some("payload files"),
+            Self::NoEvents => Some("events"),
+        }
+    }
+
+    fn has(self, kind: EventType) -> bool {
+        use EventType::{BadFrame, Error, HostInit, HostShutdown, Lost};
+        self != Self::NoEvents || matches!(kind, HostInit | HostShutdown | Lost | BadFrame | Error)
+    }
+}
 
 /// Records events and payloads in an output directory.
 #[derive(Debug)]
 pub struct Recorder {
     folder: PathBuf,
+    contents: Contents,
     events: EventsFile,
     payloads: Payloads,
-    journal: Journal,
+    /// None where there are no events that payload files could be put right by.
+    journal: Option<Journal>,
+    /// What the server before left, if it was killed.
+    recovered: Option<Recovered>,
     outage: Option<Outage>,
     /// Events taken that came from agents.
     taken: u64,
@@ -47,13 +89,14 @@ pub struct Recorder {
 impl Recorder {
     /// Opens an output directory; makes it, with mode 0700 and its parents, if there is none.
     ///
-    /// An existing `events.jsonl` is appended to. If its last line is torn, as a power failure may leave it, that line
-    /// is taken off and reported as lost.
+    /// An existing recording is added to. If the server before was killed, it is put right first: a torn last line of
+    /// `events.jsonl` is taken off, payload files are cut to what their events speak of, and one that is shorter is
+    /// reported as `lost`.
     ///
     /// # Errors
     ///
     /// One line that names the path and what to do: not a directory, not permitted, another server records there.
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub fn open(folder: &Path, contents: Contents) -> Result<Self> {
         let shown = folder.display();
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
@@ -63,25 +106,54 @@ impl Recorder {
         })?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = openat(CWD, folder, flags, Mode::empty()).with_context(|| format!("{shown}: cannot be opened"))?;
-        let (events, torn) = EventsFile::open(handle.as_fd(), folder)?;
-        let journal = Journal::create(handle.as_fd(), folder, events.len(), events.len())?;
-        let mut recorder = Self {
+        let (mut events, torn) = EventsFile::open(handle.as_fd(), folder)?;
+        let mut acknowledged = events.len();
+        let mut recovered = None;
+        if let Some(state) = journal::read(handle.as_fd()) {
+            let repair = recover::repair(handle.as_fd(), events.file(), events.len(), &state)
+                .with_context(|| format!("{shown}: a recording that was cut off cannot be put right"))?;
+            let (cut, short) = (repair.cut, repair.short.len());
+            if cut + short > 0 {
+                notice(&format!(
+                    "{shown}: the server before was cut off: {cut} payload files were too long and are cut, {short} too short"
+                ));
+            }
+            acknowledged = acknowledged.min(state.acknowledged);
+            repair.short.iter().for_each(|lost| events.push(lost));
+            recovered = Some(repair.recovered);
+        } else if torn {
+            notice(&format!("{}: the last line was torn and is taken off", folder.join(NAME).display()));
+            let reason = Some("the last line of events.jsonl was torn".into());
+            events.push(&Event { events: Some(1), reason, ..Event::now(EventType::Lost) });
+        }
+        // Before the journal that the repair went by is written over.
+        if let Err(failure) = events.write() {
+            bail!("{shown}: cannot be written to: {}", failure.reason());
+        }
+        let mut journal = Some(Journal::create(handle.as_fd(), folder, acknowledged, events.len())?);
+        if contents == Contents::NoEvents
+            && let Some(journal) = journal.take()
+        {
+            journal.remove(handle.as_fd());
+        }
+        Ok(Self {
             folder: folder.to_owned(),
+            contents,
             events,
             payloads: Payloads::new(handle),
             journal,
+            recovered,
             outage: None,
             taken: 0,
             lost: 0,
             reported_events: 0,
             reported_bytes: 0,
-        };
-        if torn {
-            notice(&format!("{}: the last line was torn and is taken off", folder.join(NAME).display()));
-            let reason = Some("the last line of events.jsonl was torn".into());
-            recorder.events.push(&Event { events: Some(1), reason, ..Event::now(EventType::Lost) });
-        }
-        Ok(recorder)
+        })
+    }
+
+    /// The events that a server which was killed had recorded here and may not have acknowledged.
+    pub fn take_recovered(&mut self) -> Recovered {
+        self.recovered.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Writes the first event, which says who records from where to where.
@@ -96,6 +168,11 @@ impl Recorder {
             out_dir: Some(Text::escaped(self.folder.as_os_str().as_bytes())),
             sock_type: Some(bound.sock_type().name().into()),
             version: Some(env!("CARGO_PKG_VERSION").into()),
+            omits: self.contents.omitted().map(Text::from),
+            reason: self
+                .recovered
+                .is_some()
+                .then(|| "the server before was cut off: what it had not written shows as gaps in seq".into()),
             ..Event::now(EventType::HostInit)
         });
         match self.events.write() {
@@ -135,9 +212,23 @@ impl Recorder {
                 self.reported_bytes + lost_bytes,
                 self.folder.display()
             ));
-        } else {
-            self.journal.remove(self.payloads.folder());
+        } else if let Some(journal) = self.journal {
+            journal.remove(self.payloads.folder());
         }
+    }
+
+    /// Takes a data frame without making an [`Event`] of it; returns false and does nothing where that takes one.
+    #[inline]
+    fn take_data(&mut self, frame: &Frame<'_>) -> bool {
+        if self.contents == Contents::NoPayloadFiles {
+            return names_its_files(frame.conn) && self.events.push_data(frame);
+        }
+        let Some(known) = self.payloads.known(frame) else { return false };
+        let taken = self.contents == Contents::NoEvents || self.events.push_data(frame);
+        if taken {
+            self.payloads.push_frame(known, frame);
+        }
+        taken
     }
 
     /// Counts an event that was taken, and writes when there is enough for that.
@@ -160,8 +251,10 @@ impl Recorder {
 
     fn write(&mut self) {
         let result = self.write_batch();
-        if result.is_ok() {
-            self.journal.done();
+        if result.is_ok()
+            && let Some(journal) = &mut self.journal
+        {
+            journal.done();
         }
         let failure = result.err();
         match (failure, self.outage.is_some()) {
@@ -184,9 +277,14 @@ impl Recorder {
         if self.payloads.is_empty() && self.events.is_empty() {
             return Ok(());
         }
-        self.journal.begin(self.events.len());
-        let payloads = self.payloads.announce(&mut self.journal).and_then(|()| self.payloads.write());
-        if let Err(failure) = payloads {
+        let announced = match &mut self.journal {
+            Some(journal) => {
+                journal.begin(self.events.len());
+                self.payloads.announce(journal)
+            }
+            None => Ok(()),
+        };
+        if let Err(failure) = announced.and_then(|()| self.payloads.write()) {
             self.events.hold(failure);
             return Err(failure);
         }
@@ -231,19 +329,17 @@ impl Recorder {
 
 impl Sink for Recorder {
     fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        if event.kind == EventType::Data {
+        if event.kind == EventType::Data && self.contents != Contents::NoPayloadFiles {
             self.payloads.push(event, payload);
         }
-        self.events.push(event);
+        if self.contents.has(event.kind) {
+            self.events.push(event);
+        }
         self.count();
     }
 
     fn frame(&mut self, frame: &Frame<'_>) {
-        if frame.kind == FrameType::Data
-            && let Some(known) = self.payloads.known(frame)
-            && self.events.push_data(frame)
-        {
-            self.payloads.push_frame(known, frame);
+        if frame.kind == FrameType::Data && self.take_data(frame) {
             self.count();
         } else {
             self.event(&Event::from_frame(frame), frame.payload);
@@ -254,8 +350,8 @@ impl Sink for Recorder {
     /// the server's being killed, and whoever holds on to frames until then may let go of them.
     fn flush(&mut self) -> bool {
         let all_written = self.write_if_due();
-        if all_written {
-            self.journal.acknowledge(self.events.len());
+        if all_written && let Some(journal) = &mut self.journal {
+            journal.acknowledge(self.events.len());
         }
         all_written
     }

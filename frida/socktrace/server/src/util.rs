@@ -12,13 +12,18 @@ const HASH_MARK: char = '%';
 /// Bytes of the id kept before the mark, so that one can still tell what the file is.
 const KEPT_LEN: usize = gttr::MAX_CONN_ID_LEN - 1 - 2 * HASH_LEN;
 
+/// Whether a connection's payload files are named by its `conn_id` as it is.
+pub(crate) fn names_its_files(conn_id: &[u8]) -> bool {
+    gttr::is_conn_id(conn_id) && conn_id[0] != b'.'
+}
+
 /// The base name, without `.in.bin` or `.out.bin`, of the payload files of a connection.
 ///
 /// A valid connection id (docs/gttr.md, "Names") that does not begin with a dot names its files itself. Any other
 /// bytes become `<sanitised beginning>%<hash>`: at most 200 bytes of `[A-Za-z0-9_.:@=+-%]`, never beginning with a
 /// dot, and different for different ids.
 pub fn safe_filename(conn_id: &[u8]) -> Cow<'_, str> {
-    if gttr::is_conn_id(conn_id) && conn_id[0] != b'.' {
+    if names_its_files(conn_id) {
         return String::from_utf8_lossy(conn_id);
     }
     let mut kept = [0; KEPT_LEN];

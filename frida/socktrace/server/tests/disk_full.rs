@@ -11,7 +11,7 @@ use gttr::{Direction, Frame, FrameType};
 use harness::{Server, data, encode, events_in, noise, skipped, sum, until};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
-use socktrace_server::{Recorder, Sink, decode};
+use socktrace_server::{Contents, Recorder, Sink, decode};
 use tempfile::TempDir;
 
 /// A small disk, mounted where the server is to write.
@@ -106,7 +106,7 @@ fn recovers_and_says_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = Disk::mount_in(dir.path()) else { return skipped("recovers_and_says_what_is_missing") };
     let mut sent = Sent::default();
-    let mut recorder = Recorder::open(&disk.0).unwrap();
+    let mut recorder = Recorder::open(&disk.0, Contents::All).unwrap();
     for _ in 0..2 {
         disk.fill(100 << 10);
         sent.send(3000, |frame| decode::datagram(frame, frame.len(), &mut recorder));

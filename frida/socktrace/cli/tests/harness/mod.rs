@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gttr::{Direction, Ext, ExtWriter, Frame, FrameType};
-use socktrace_server::{Recorder, SockType, Stop, decode, listen, receive};
+use socktrace_server::{Contents, Recorder, SockType, Stop, decode, listen, receive};
 
 pub const SOCKTRACE: &str = env!("CARGO_BIN_EXE_socktrace");
 /// Nothing here takes that long, in seconds; a machine under load may.
@@ -172,7 +172,7 @@ impl Recording {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         let bound = listen::bind(&folder.path().join("sock"), SockType::Stream).unwrap();
-        let mut recorder = Recorder::open(&out).unwrap();
+        let mut recorder = Recorder::open(&out, Contents::All).unwrap();
         recorder.begin(&bound).unwrap();
         for traffic in traffic {
             let mut stream = decode::Stream::default();

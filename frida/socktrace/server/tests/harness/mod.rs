@@ -92,6 +92,12 @@ impl Server {
         server
     }
 
+    /// Starts it again, after it has ended, on the same socket path and directory.
+    pub fn start_again(mut self, sock_type: &str) -> Self {
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+        Self::start_in(dir, sock_type, "true")
+    }
+
     /// Runs the server where it is to end by itself; gives its status and standard error.
     pub fn refused(dir: &Path, out: &Path, sock_type: &str) -> (Option<i32>, String) {
         let mut child = spawn(dir, out, sock_type, "true");
