@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
+use gttr::Frame;
 use socktrace_server::{Bound, Contents, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
 
 use crate::args::{CaptureArgs, FilterArgs, ViewArgs};
@@ -26,17 +27,12 @@ struct Tracer {
 
 impl Sink for Tracer {
     fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        if !self.scope.lets_through(event) {
-            self.view.hide(event);
-            return;
-        }
-        if let Some(recorder) = &mut self.recorder {
-            recorder.event(event, payload);
-        }
-        self.view.show(event, payload, None, None, &mut self.lines);
-        if self.lines.len() >= HAND_ON_LEN {
-            self.hand_on();
-        }
+        self.take(event, payload, |recorder| recorder.event(event, payload));
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>) {
+        // A recorder is faster with the frame than with the event, which the view needs.
+        self.take(&Event::from_frame(frame), frame.payload, |recorder| recorder.frame(frame));
     }
 
     fn flush(&mut self) -> bool {
@@ -46,6 +42,20 @@ impl Sink for Tracer {
 }
 
 impl Tracer {
+    fn take(&mut self, event: &Event<'_>, payload: &[u8], record: impl FnOnce(&mut Recorder)) {
+        if !self.scope.lets_through(event) {
+            self.view.hide(event);
+            return;
+        }
+        if let Some(recorder) = &mut self.recorder {
+            record(recorder);
+        }
+        self.view.show(event, payload, None, None, &mut self.lines);
+        if self.lines.len() >= HAND_ON_LEN {
+            self.hand_on();
+        }
+    }
+
     fn hand_on(&mut self) {
         self.output.write(&self.lines);
         self.lines.clear();

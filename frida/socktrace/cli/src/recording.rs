@@ -46,6 +46,8 @@ pub struct Recording {
     open: HashMap<String, File>,
     /// Whether events were lost between which payloads were written: where those of later events are, nobody knows.
     adrift: bool,
+    /// Whether the server was told to write no payload files.
+    omits_payload: bool,
     /// Lines that are no events.
     pub unreadable: u64,
 }
@@ -72,6 +74,7 @@ impl Recording {
             positions: HashMap::new(),
             open: HashMap::new(),
             adrift: false,
+            omits_payload: false,
             unreadable: 0,
         };
         // Events that tell of holes come after those whose bytes are missing.
@@ -141,6 +144,14 @@ impl Recording {
                 self.note_hole(event);
                 // The recorder's own, about lines of events.jsonl; a process counts what never got there.
                 self.adrift |= event.pid.is_none() && event.conn_id.is_none() && event.events.is_some();
+            }
+            EventType::HostInit => {
+                self.omits_payload = event.omits.as_deref() == Some("payload files");
+                self.adrift |= event.omits.as_deref() == Some("events");
+            }
+            EventType::Data if self.omits_payload => {
+                let missing = (event.size != Some(0)).then_some("no payload files were written, as asked");
+                return Payload { missing, ..Payload::default() };
             }
             EventType::Data => return self.data(event, max),
             _ => {}

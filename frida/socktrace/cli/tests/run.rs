@@ -102,6 +102,13 @@ fn the_recording_is_kept_and_is_what_was_shown() {
     );
     let messages = |text: &str| text.lines().filter(|line| line.contains(" bytes ")).count();
     assert_eq!(messages(&run(&["show", &dir]).out), messages(&traced.err));
+    let events_only = talker.path("events-only");
+    let traced = run(&["run", "-w", &events_only, "--no-payload-files", "--", talker.program(), &sock]);
+    assert_eq!(traced.code, Some(42), "{}", traced.err);
+    assert_eq!(fs::read_dir(&events_only).unwrap().count(), 1);
+    let shown = run(&["show", &events_only]).out;
+    assert_eq!(messages(&shown), messages(&traced.err));
+    assert_eq!(shown.matches("no payload files were written, as asked").count(), messages(&shown), "{shown}");
     let filtered = talker.path("filtered");
     run(&["run", "-w", &filtered, "--path", "/elsewhere", "--", talker.program(), &sock]);
     let events = fs::read_to_string(Path::new(&filtered).join("events.jsonl")).unwrap();

@@ -30,6 +30,9 @@ fn bad_usage() {
         &["show"],
         &["completions", "csh"],
         &["server", "/tmp/x", "/tmp/y", "--sock-type", "tcp"],
+        &["server", "/tmp/x", "/tmp/y", "--no-events", "--no-payload-files"],
+        &["run", "--no-events", "--", "true"],
+        &["run", "-w", "/tmp/x", "--no-events", "--no-payload-files", "--", "true"],
     ] {
         assert_eq!(run(args).code, Some(2), "{args:?}");
     }

@@ -141,7 +141,6 @@ fn killed_under_load(sock_type: &str) {
                 thread::sleep(Duration::from_micros(u64::from(u16::from_le_bytes([moment[0], moment[1]]))));
                 server.signal(Signal::KILL);
             });
-            server.wait();
             lives.push(begun..next.load(Ordering::Relaxed));
             server = server.start_again(sock_type);
             cut += u64::from(server.stderr().contains("were too long"));

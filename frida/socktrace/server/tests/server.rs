@@ -48,6 +48,68 @@ fn says_who_records_and_why_it_ends() {
     assert_eq!((&events[2]["events"], &events[2]["bytes"]), (&1.into(), &5.into()));
 }
 
+/// A server with one more argument, two events and a loss recorded.
+fn server_with(option: &str) -> Server {
+    let server = Server::start_in(tempfile::tempdir().unwrap(), "dgram", &format!("set -- \"$@\" {option}"));
+    let agent = server.datagrams();
+    for frame in [
+        encode(&Frame { conn: b"c|connect", path: b"/tmp/x", ..Frame::new(FrameType::Open, 1) }),
+        data(b"c", Direction::In, b"ping"),
+        data(b"c", Direction::In, b"pong"),
+        encode(&Frame { conn: b"the server did not read", ..Frame::new(FrameType::Lost, 1) }),
+    ] {
+        agent.send(&frame).unwrap();
+    }
+    until("flushed", || server.events_so_far().iter().any(|e| e["type"] == "lost"));
+    server
+}
+
+fn types(events: &[serde_json::Value]) -> Vec<&str> {
+    events.iter().map(|e| e["type"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn without_payload_files() {
+    let server = server_with("--no-payload-files");
+    server.signal(Signal::KILL);
+    // Events that speak of bytes which no file has are no damage here.
+    let mut server = server.start_again("dgram");
+    server.datagrams().send(&data(b"c", Direction::In, b"more")).unwrap();
+    let events = server.stop();
+    let expected = ["host_init", "open", "data", "data", "lost", "host_init", "data", "host_shutdown"];
+    assert_eq!(types(&events), expected);
+    assert_eq!((&events[0]["omits"], &events[2]["size"]), (&"payload files".into(), &4.into()));
+    assert!(events[5].get("omits").is_none() && events[5]["reason"].as_str().unwrap().contains("cut off"));
+    assert_eq!(server.payload("c.in.bin"), b"more");
+}
+
+#[test]
+fn without_events() {
+    let mut server = server_with("--no-events");
+    let events = server.stop();
+    assert_eq!(types(&events), ["host_init", "lost", "host_shutdown"]);
+    assert_eq!(events[0]["omits"], "events");
+    assert_eq!((&events[2]["events"], &events[2]["bytes"]), (&4.into(), &8.into()));
+    assert_eq!(server.payload("c.in.bin"), b"pingpong");
+    // Killed: there are no events that the payload would have to fit.
+    let server = server_with("--no-events");
+    server.signal(Signal::KILL);
+    let mut server = server.start_again("dgram");
+    assert_eq!(types(&server.stop()), ["host_init", "lost", "host_init", "host_shutdown"]);
+    assert_eq!(server.payload("c.in.bin"), b"pingpong");
+}
+
+#[test]
+fn one_of_the_two_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_socktrace-server"))
+        .args([&dir.path().join("sock"), &dir.path().join("out")])
+        .args(["--no-events", "--no-payload-files"])
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(2));
+}
+
 #[test]
 fn is_recorded_while_the_server_runs() {
     let server = Server::start("dgram");

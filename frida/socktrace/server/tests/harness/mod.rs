@@ -92,8 +92,9 @@ impl Server {
         server
     }
 
-    /// Starts it again, after it has ended, on the same socket path and directory.
+    /// Starts it again when it has ended, on the same socket path and directory.
     pub fn start_again(mut self, sock_type: &str) -> Self {
+        self.wait();
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
         Self::start_in(dir, sock_type, "true")
     }
