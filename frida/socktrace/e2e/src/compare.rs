@@ -23,7 +23,7 @@ pub fn assert_same(account: &Account, recording: &Recording) {
 }
 
 #[track_caller]
-fn report(differences: &[String]) {
+pub(crate) fn report(differences: &[String]) {
     let mut text = String::new();
     for difference in differences.iter().take(SHOWN) {
         // Writing to a String does not fail.
@@ -216,7 +216,7 @@ fn compare_listeners(account: &Account, recording: &Recording, differences: &mut
     differences.extend(truth.iter().map(|is| format!("no listen event of {is:?}")));
 }
 
-fn compare_completeness(recording: &Recording, differences: &mut Vec<String>) {
+pub(crate) fn compare_completeness(recording: &Recording, differences: &mut Vec<String>) {
     for event in &recording.events {
         if matches!(event.kind.as_str(), "lost" | "error" | "bad_frame") {
             differences.push(format!("an event that says something went wrong: {event:?}"));
@@ -255,15 +255,27 @@ pub fn assert_same_up_to_a_kill(account: &Account, recording: &Recording) {
     report(&differences);
 }
 
-/// How many of a process's event numbers, up to its last recorded one, are missing.
+/// How many of a process's event numbers, up to its last recorded one, are missing. A program that it executes begins
+/// anew with 1.
 fn missing_numbers<'a>(events: impl IntoIterator<Item = &'a Event>, pid: u32) -> u64 {
-    let mut numbers: Vec<u64> =
-        events.into_iter().filter(|event| event.pid == Some(pid)).filter_map(|event| event.seq).collect();
-    let count = numbers.len();
-    numbers.sort_unstable();
-    numbers.dedup();
-    assert_eq!(numbers.len(), count, "process {pid} gave a number twice");
-    numbers.last().copied().unwrap_or(0) - count as u64
+    let mut programs: Vec<Vec<u64>> = vec![Vec::new()];
+    let mut of_process: Vec<&Event> = events.into_iter().filter(|event| event.pid == Some(pid)).collect();
+    // Each program has a stream of its own to the server, which may hear of the later one sooner.
+    of_process.sort_by_key(|event| event.ts_ns);
+    for event in of_process {
+        if event.kind == "init" {
+            programs.push(Vec::new());
+        }
+        programs.last_mut().expect("it began with one").extend(event.seq);
+    }
+    let missing = |mut numbers: Vec<u64>| {
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), count, "process {pid} gave a number twice");
+        numbers.last().copied().unwrap_or(0) - count as u64
+    };
+    programs.into_iter().map(missing).sum()
 }
 
 /// Fails the test unless a recording with losses is true in what it has, and says exactly what it has not: the

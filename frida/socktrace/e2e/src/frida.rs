@@ -1,6 +1,6 @@
 //! Frida's command line, as the quick start uses it.
 
-use std::io::Write as _;
+use std::io::{PipeWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -82,11 +82,23 @@ impl Frida {
         args: &[&str],
         input: &[u8],
     ) -> Injected {
-        let target = ["-f", program.to_str().expect("a UTF-8 path")];
-        let (reader, mut writer) = std::io::pipe().expect("a pipe");
-        let injected = self.run(stage, name, &target, parameters, args, reader.into());
+        let (injected, mut writer) = self.spawn_waiting(stage, name, parameters, program, args);
         writer.write_all(input).unwrap_or_else(|error| panic!("{}'s input: {error}", program.display()));
         injected
+    }
+
+    /// The same, with the input still to be written by the caller.
+    pub fn spawn_waiting(
+        &self,
+        stage: &Stage,
+        name: &str,
+        parameters: &Value,
+        program: &Path,
+        args: &[&str],
+    ) -> (Injected, PipeWriter) {
+        let target = ["-f", program.to_str().expect("a UTF-8 path")];
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        (self.run(stage, name, &target, parameters, args, reader.into()), writer)
     }
 
     /// Loads the agent into a running process.

@@ -39,10 +39,17 @@ impl Needs {
     }
 }
 
-/// A program's file, as a shell would find it.
+/// Where Debian has the programs of each version of PostgreSQL.
+const POSTGRESQL: &str = "/usr/lib/postgresql";
+
+/// A program's file, as a shell would find it, or an administrator.
 pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+    let versions = std::fs::read_dir(POSTGRESQL).into_iter().flatten().flatten();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
+    dirs.chain(versions.map(|version| version.path().join("bin")))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 /// Whether programs are installed; where one is not, says that the test is skipped, past the test runner's capture.

@@ -37,8 +37,7 @@ pub(crate) fn adopt_orphans() {
 impl Process {
     /// A process that is a child of ours, or of a Frida that has ended.
     pub fn of_pid(pid: u32) -> Self {
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
-        Self { pid, ended: false }
+        Self { pid: to_pid(pid), ended: false }
     }
 
     /// Starts a program without Frida.
@@ -47,15 +46,15 @@ impl Process {
     }
 
     /// The same, of a command with an environment, say.
-    #[expect(clippy::zombie_processes, reason = "waited for by pid, as those are that Frida has started")]
     pub fn start_command(command: &mut Command, input: Stdio, output: &Path) -> Self {
         let file = File::create(output).unwrap_or_else(|error| panic!("{}: {error}", output.display()));
-        let child = command
-            .stdin(input)
-            .stdout(file.try_clone().expect("a second descriptor"))
-            .stderr(file)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self::spawn(command.stdin(input).stdout(file.try_clone().expect("a second descriptor")).stderr(file))
+    }
+
+    /// The same, of a command that has its input and output.
+    #[expect(clippy::zombie_processes, reason = "waited for by pid, as those are that Frida has started")]
+    pub fn spawn(command: &mut Command) -> Self {
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         Self::of_pid(child.id())
     }
 
@@ -72,7 +71,7 @@ impl Process {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        kill_process(self.pid, signal).unwrap_or_else(|error| panic!("signal to process {}: {error}", self.pid()));
+        send_signal(self.pid(), signal);
     }
 
     fn poll(&mut self) -> Option<Ending> {
@@ -120,19 +119,28 @@ impl Drop for Process {
         if !self.ended && self.poll().is_none() {
             // A child of ours that has not been waited for: its number is nobody else's, nor are its children's. A
             // program that a Frida was starting goes with it.
-            let children = children(self.pid);
+            let children = children(self.pid());
             kill(self.pid);
             for child in children {
-                kill(child);
+                kill(to_pid(child));
             }
         }
     }
 }
 
-fn children(pid: Pid) -> Vec<Pid> {
-    let pid = pid.as_raw_nonzero();
+/// The children of a process's first thread.
+pub fn children(pid: u32) -> Vec<u32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?)).collect()
+    text.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+fn to_pid(pid: u32) -> Pid {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id")
+}
+
+/// Sends a signal to a process that runs.
+pub fn send_signal(pid: u32, signal: Signal) {
+    kill_process(to_pid(pid), signal).unwrap_or_else(|error| panic!("signal to process {pid}: {error}"));
 }
 
 fn kill(pid: Pid) {

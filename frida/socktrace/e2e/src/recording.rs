@@ -56,6 +56,8 @@ pub struct Event {
     pub part: Option<u32>,
     /// Of how many.
     pub parts: Option<u32>,
+    /// Bytes that it moved without their having been in the program's memory.
+    pub uncaptured: Option<u64>,
     /// Parent's process id.
     pub ppid: Option<u32>,
     /// The executable.

@@ -1,5 +1,9 @@
 //! The server under test.
 
+use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -34,6 +38,7 @@ impl SockType {
 #[derive(Debug)]
 pub struct Server {
     process: Process,
+    socket: PathBuf,
     out_dir: PathBuf,
 }
 
@@ -49,8 +54,8 @@ impl Server {
         let args = [text(&socket), text(&out_dir), "--sock-type", sock_type.name()];
         let process =
             Process::start(&Needs::Server.path(), &args, Stdio::null(), &stage.path(&format!("{out}.server.txt")));
-        let server = Self { process, out_dir };
-        until("the server listens", || is_served(&socket, sock_type).then_some(()));
+        let server = Self { process, socket, out_dir };
+        until("the server listens", || is_served(&server.socket, sock_type).then_some(()));
         server
     }
 
@@ -65,6 +70,36 @@ impl Server {
         until(&format!("the agent in process {pid} is ready"), || {
             self.recording().events.iter().any(|e| e.kind == "ready" && e.pid == Some(pid)).then_some(())
         });
+    }
+
+    /// Its socket's address.
+    pub fn socket_path(&self) -> Vec<u8> {
+        self.socket.as_os_str().as_bytes().to_vec()
+    }
+
+    /// The inode numbers of its sockets: the one that agents connect to, and on a stream its end of each connection
+    /// (`/proc/net/unix`, proc(5)).
+    pub fn socket_inodes(&self) -> BTreeSet<u64> {
+        // Names may have any bytes.
+        let table = std::fs::read("/proc/net/unix").expect("/proc is there");
+        let table = String::from_utf8_lossy(&table);
+        let socket = text(&self.socket);
+        let of_line = |line: &str| {
+            let mut fields = line.split_whitespace().skip(6);
+            let inode = fields.next()?.parse().ok()?;
+            (fields.next() == Some(socket)).then_some(inode)
+        };
+        table.lines().filter_map(of_line).collect()
+    }
+
+    /// Lets agents of every user report to it.
+    pub fn let_everybody_in(&self) {
+        let everybody = |path: &Path, mode| {
+            std::fs::set_permissions(path, Permissions::from_mode(mode))
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        };
+        everybody(&self.socket, 0o666);
+        everybody(self.socket.parent().expect("the test's directory"), 0o711);
     }
 
     /// Sends it a signal.
