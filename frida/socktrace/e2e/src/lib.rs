@@ -21,7 +21,7 @@ mod workload;
 pub use account::{Account, Direction, Moved, Opened};
 pub use compare::{assert_same, assert_same_but_for_losses, assert_same_up_to_a_kill, connections_by_inode};
 pub use frida::{Frida, Injected};
-pub use needs::{Needs, find_program, has_programs};
+pub use needs::{Needs, announce_skipped, find_program, has_programs};
 pub use oracle::Oracle;
 pub use process::{Ending, Process, children, send_signal};
 pub use recording::{Connection, Event, Recording};

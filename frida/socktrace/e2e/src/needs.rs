@@ -52,12 +52,17 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Whether programs are installed; where one is not, says that the test is skipped, past the test runner's capture.
+/// Whether programs are installed; where one is not, says that the test is skipped.
 pub fn has_programs(test: &str, programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| find_program(program).is_none());
     if let Some(program) = missing {
-        // Nothing is left to do if stderr is closed.
-        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {program} is not installed");
+        announce_skipped(test, &format!("{program} is not installed"));
     }
     missing.is_none()
+}
+
+/// Says that a test is skipped, and why, past the test runner's capture.
+pub fn announce_skipped(test: &str, why: &str) {
+    // Nothing is left to do if stderr is closed.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
 }

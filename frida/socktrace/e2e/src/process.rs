@@ -4,11 +4,12 @@ use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Once;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, set_child_subreaper, waitpid};
 
-use crate::stage::until;
+use crate::stage::{PATIENCE, until_within};
 
 /// A program under test; killed if the test ends before it does.
 #[derive(Debug)]
@@ -88,7 +89,13 @@ impl Process {
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self) -> Ending {
-        until(&format!("process {} ends", self.pid()), || self.poll())
+        self.wait_for(PATIENCE)
+    }
+
+    /// The same of a program that takes its time.
+    #[track_caller]
+    pub fn wait_for(&mut self, patience: Duration) -> Ending {
+        until_within(patience, &format!("process {} ends", self.pid()), || self.poll())
     }
 
     /// Waits for its end, which must be with status 0.

@@ -14,13 +14,19 @@ const MAX_BYTES: u32 = 1 << 20;
 
 /// Looks until there is something to see; fails the test when [`PATIENCE`] is at its end.
 #[track_caller]
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, what, look)
+}
+
+/// The same with another patience.
+#[track_caller]
+pub fn until_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(start.elapsed() < PATIENCE, "waited {} s in vain until {what}", PATIENCE.as_secs());
+        assert!(start.elapsed() < patience, "waited {} s in vain until {what}", patience.as_secs());
         std::thread::sleep(LOOK);
     }
 }
