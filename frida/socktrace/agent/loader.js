@@ -9,8 +9,11 @@
 /* The probe's shared object, in base64, by Process.arch. */
 const PROBES = /*@PROBES@*/ {};
 
-const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram', preload: '' };
+const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram', on_full: 'drop', max_wait_ms: 1000, ring_bytes: 8388608, preload: '' };
 const MAX_MAX_FDS = 1048576;
+const MAX_MAX_WAIT_MS = 60000;
+const MIN_RING = 65536;
+const MAX_RING = 1073741824;
 const MAX_PATH_BYTES = 107; /* sun_path less its NUL, unix(7) */
 
 let loaded = null;
@@ -109,8 +112,17 @@ function check(given) {
   if (!Array.isArray(p.socket_paths) || !p.socket_paths.every(isPath)) {
     complain('socket_paths', 'a list of socket paths, such as ["/run/docker.sock", "@abstract"]');
   }
-  if (p.out_sock_type !== 'dgram' && p.out_sock_type !== 'stream') {
-    complain('out_sock_type', '"dgram" or "stream", as socktrace-server was started with');
+  if (!['dgram', 'stream', 'shm'].includes(p.out_sock_type)) {
+    complain('out_sock_type', '"dgram" or "stream", as socktrace-server was started with, or "shm" with either');
+  }
+  if (p.on_full !== 'block' && p.on_full !== 'drop') {
+    complain('on_full', '"block" or "drop"');
+  }
+  if (!isWhole(p.max_wait_ms, 0, MAX_MAX_WAIT_MS)) {
+    complain('max_wait_ms', `a whole number of milliseconds from 0 to ${MAX_MAX_WAIT_MS}`);
+  }
+  if (!isWhole(p.ring_bytes, MIN_RING, MAX_RING) || (p.ring_bytes & (p.ring_bytes - 1)) !== 0) {
+    complain('ring_bytes', `a power of two from ${MIN_RING} to ${MAX_RING}`);
   }
   if (p.preload !== '' && (!isPath(p.preload) || !p.preload.startsWith('/'))) {
     complain('preload', 'the absolute path of socktrace-probe.so, for programs that this one executes to load it from');
@@ -139,6 +151,9 @@ function encode(p) {
     ['preload', p.preload],
     ['max_fds', p.max_fds],
     ['max_bytes', p.max_bytes],
+    ['on_full', p.on_full],
+    ['max_wait_ms', p.max_wait_ms],
+    ['ring_bytes', p.ring_bytes],
     ...p.socket_paths.map((path) => ['socket_path', path]),
     ...ownDescriptors(p.max_fds).map((fd) => ['ignore_fd', fd]),
   ];

@@ -191,6 +191,40 @@ pub struct CaptureArgs {
     /// Trace descriptors below N
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_fds: u32,
+    /// How events come here: shm, a ring in shared memory, or stream, a socket
+    #[arg(long, value_enum, default_value_t = TransportArg::Shm)]
+    pub transport: TransportArg,
+    /// What a traced program does when the ring is full: wait for room, --max-wait at the most, or go on without recording
+    /// and count what is not recorded [default: run: block, attach: drop]
+    #[arg(long, value_enum)]
+    pub on_full: Option<OnFullArg>,
+    /// With --on-full block: how long a program waits before it goes on without recording, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub max_wait: u32,
+    /// Bytes of the ring, a power of two
+    #[arg(long, value_name = "N", default_value_t = 8 << 20, value_parser = ring_size())]
+    pub ring_size: u32,
+}
+
+/// How events come to the collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TransportArg {
+    Shm,
+    Stream,
+}
+
+/// What happens when the ring is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnFullArg {
+    Block,
+    Drop,
+}
+
+fn ring_size() -> impl TypedValueParser<Value = u32> {
+    clap::value_parser!(u32).try_map(|n| {
+        let is_one = n.is_power_of_two() && (1 << 16..=1 << 30).contains(&n);
+        is_one.then_some(n).ok_or("takes a power of two from 65536 to 1073741824")
+    })
 }
 
 /// How it is shown.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use socktrace_server::{Stop, notice, raise_descriptor_limit};
 
-use crate::args::AttachArgs;
+use crate::args::{AttachArgs, OnFullArg};
 use crate::engine::frida::{Frida, refusal};
 use crate::engine::{Parameters, Place, preload};
 use crate::live::Live;
@@ -45,7 +45,7 @@ pub fn attach(args: &AttachArgs) -> Result<ExitCode> {
     raise_descriptor_limit();
     let stop = Stop::on_signals()?;
     let place = Place::new()?;
-    let parameters = Parameters::new(&place, &args.capture, args.children);
+    let parameters = Parameters::new(&place, &args.capture, OnFullArg::Drop, args.children);
     if args.children {
         preload::prepare(&place, &parameters)?;
     }

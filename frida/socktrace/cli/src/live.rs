@@ -35,6 +35,10 @@ impl Sink for Tracer {
         self.take(&Event::from_frame(frame), frame.payload, |recorder| recorder.frame(frame));
     }
 
+    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
+        self.recorder.as_ref().is_some_and(|recorder| recorder.is_recorded(frame))
+    }
+
     fn flush(&mut self) -> bool {
         self.hand_on();
         self.recorder.as_mut().is_none_or(Recorder::flush)

@@ -6,7 +6,7 @@ use std::process::{Child, ExitCode, ExitStatus};
 use anyhow::{Context, Result};
 use socktrace_server::{notice, raise_descriptor_limit};
 
-use crate::args::{EngineArg, RunArgs};
+use crate::args::{EngineArg, OnFullArg, RunArgs};
 use crate::engine::child::{self, Signals, Start};
 use crate::engine::frida::Frida;
 use crate::engine::gate::{self, NotHeld};
@@ -46,7 +46,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         notice(hindrance);
     }
     let place = Place::new()?;
-    let parameters = Parameters::new(&place, &args.capture, !args.no_children);
+    let parameters = Parameters::new(&place, &args.capture, OnFullArg::Block, !args.no_children);
     let library = match (&args.gadget, by_frida) {
         (Some(gadget), _) => Some(gadget::prepare(&place, gadget, &parameters)?),
         (None, true) if parameters.follow_children => {

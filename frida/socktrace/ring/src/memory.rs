@@ -61,15 +61,13 @@ pub struct Words {
     _to_128: [u64; 6],
     /// Up to where everything was read and is on record.
     pub(super) head: AtomicU64,
-    /// Up to where the reader may have put on record what it has read.
-    pub reading: AtomicU64,
     /// 1 while the reader sleeps and asks to be woken.
     pub sleeps: AtomicU32,
     /// Counts the times that there was new room; writers wait for it (futex(2)).
     pub room: AtomicU32,
     /// Writers that wait for room.
     pub waiting: AtomicU32,
-    _to_192: [u32; 9],
+    _to_192: [u32; 11],
     /// Events that were not recorded and that no frame has told yet.
     pub lost_events: AtomicU64,
     /// Their bytes.

@@ -33,8 +33,8 @@ pub enum Step {
 }
 
 impl Reader {
-    /// A reader that begins where the last one left off, with records that the last one may have put on record already
-    /// up to [`Words::reading`]. `None` if this is no ring.
+    /// A reader that begins where the last one left off: with what that had not given back, whether or not it had put it on
+    /// record. `None` if this is no ring.
     pub fn new(memory: Memory) -> Option<Self> {
         let head = memory.words().head.load(Ordering::Acquire);
         let is_position = head.is_multiple_of(HEADER_LEN as u64);
@@ -120,10 +120,9 @@ impl Reader {
         is_one
     }
 
-    /// Says that the records up to here are about to be put on record. A reader that takes over after this one was
-    /// killed looks up to there whether they were.
-    pub fn announce(&self) {
-        self.words().reading.store(self.position, Ordering::Release);
+    /// Whether there is nothing that the reader has not taken.
+    pub fn is_empty(&self) -> bool {
+        self.words().tail_position() == self.position
     }
 
     /// Gives back what was taken: it is on record.

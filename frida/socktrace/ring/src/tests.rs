@@ -94,13 +94,10 @@ fn a_reader_that_takes_over_begins_at_what_is_not_on_record() {
         put(&writer, frame).unwrap();
     }
     assert_eq!(take(&mut first, &mut buffer).unwrap(), b"one");
-    first.announce();
     first.free();
     assert_eq!(take(&mut first, &mut buffer).unwrap(), b"two");
-    first.announce();
     let second = &mut ring.reader();
     assert_eq!(take(second, &mut buffer).unwrap(), b"two");
-    assert_eq!(second.words().reading.load(Ordering::Relaxed), second.position());
     assert_eq!(take(second, &mut buffer).unwrap(), b"six");
     assert_eq!(take(second, &mut buffer), None);
 }
@@ -184,7 +181,6 @@ fn many_writers_lose_and_mix_nothing() {
                         let before = last.insert(number, count);
                         assert_eq!(before.map_or(0, |before| before + 1), count, "writer {number}");
                         if count % 7 == 0 {
-                            reader.announce();
                             reader.free();
                         }
                     }
@@ -259,7 +255,6 @@ proptest! {
                 Step::Unfinished { .. } => if !reader.step_over() { break },
                 Step::Empty | Step::Corrupt => break,
             }
-            reader.announce();
             reader.free();
         }
         prop_assert!(taken <= MIN_RING_LEN);

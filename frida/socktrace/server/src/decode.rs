@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use gttr::{HEADER_LEN, StreamDecoder, StreamStep};
+use gttr::{FrameType, HEADER_LEN, StreamDecoder, StreamStep};
 
 use crate::event::Event;
 use crate::sink::Sink;
@@ -20,6 +20,8 @@ const FAIR_HELD: usize = 1 << 20;
 /// `sent_len` is the datagram's length as sent, which is more than `bytes` when the buffer was too small for it.
 pub fn datagram(bytes: &[u8], sent_len: usize, sink: &mut dyn Sink) {
     match gttr::decode_datagram(bytes) {
+        // What comes with it counts, and was taken.
+        Ok(frame) if frame.kind == FrameType::Ring => {}
         Ok(frame) => sink.frame(&frame),
         Err(error) if sent_len > bytes.len() => {
             let error = format!("a datagram of {sent_len} bytes, the limit is {} bytes ({error})", bytes.len());
@@ -73,7 +75,9 @@ impl Stream {
                     if let Some((size, error)) = self.decoder.take_garbage() {
                         sink.event(&Event::bad_frame(&error.to_string(), size), b"");
                     }
-                    sink.frame(&frame);
+                    if frame.kind != FrameType::Ring {
+                        sink.frame(&frame);
+                    }
                     at += len;
                 }
                 StreamStep::Garbage { skip } => at += skip,

@@ -277,9 +277,7 @@ impl<'a> Event<'a> {
             FrameType::Fork => EventType::Fork,
             FrameType::Exec => EventType::Exec,
             FrameType::Exit => EventType::Exit,
-            FrameType::Ring => {
-                return Self::bad_frame("a frame about a ring, inside a ring", frame.encoded_len());
-            }
+            FrameType::Ring => return Self::bad_frame("a frame about a ring", frame.encoded_len()),
             FrameType::Other(n) => {
                 return Self {
                     error: Some(Text(format!("unknown frame type {n}").into())),

@@ -66,6 +66,10 @@ impl Sink for Joined<'_> {
         }
     }
 
+    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
+        self.sink.is_recorded(frame)
+    }
+
     fn flush(&mut self) -> bool {
         self.sink.flush()
     }

@@ -3,6 +3,7 @@
 
 mod dgram;
 mod handoff;
+mod rings;
 mod stream;
 
 use std::io;
@@ -20,6 +21,7 @@ use crate::listen::{Bound, SockType};
 use crate::sink::Sink;
 use crate::stop::{Stop, StopHandle};
 use handoff::{Arrived, Handoff};
+use rings::Rings;
 
 /// With nothing new for so long, what is held back is flushed: long enough to catch the next event of a busy agent,
 /// too short for anybody who watches.
@@ -136,19 +138,45 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
     let mut held_since: Option<Instant> = None;
     let mut stuck = false;
     let mut arrived = Arrived::default();
-    loop {
+    let mut rings = Rings::default();
+    let mut is_last = false;
+    while !is_last {
         let flush_in = match held_since {
             Some(since) => Some(MAX_FLUSH.saturating_sub(since.elapsed()).min(IDLE_FLUSH)),
             None => stuck.then_some(RETRY_FLUSH),
         };
-        if !from.take(&mut arrived, flush_in) {
-            return;
-        }
-        for (part, bytes) in arrived.iter() {
+        let look_in = rings.look_in();
+        is_last = !from.take(&mut arrived, flush_in.into_iter().chain(look_in).min());
+        let mut is_idle = arrived.is_empty();
+        for (part, bytes) in arrived.iter_mut() {
+            if let Some(fd) = part.fd.take() {
+                rings.add(&fd, part.from, sink);
+            }
             match sock_type {
                 SockType::Dgram => decode::datagram(bytes, part.sent_len, sink),
-                SockType::Stream if part.end => streams.end(part.from, sink),
+                SockType::Stream if part.end => {
+                    rings.agent_gone(part.from);
+                    streams.end(part.from, sink);
+                }
                 SockType::Stream => streams.feed(part.from, bytes, sink),
+            }
+        }
+        // What cannot be written stays in the rings: their writers may wait for it.
+        let start = Instant::now();
+        while !stuck && rings.take(sink) {
+            is_idle = false;
+            if rings.is_pressing() {
+                stuck = !sink.flush();
+                held_since = None;
+                if !stuck {
+                    rings.free();
+                }
+            } else {
+                held_since.get_or_insert(start);
+            }
+            // At the end, all that there is; before, the sockets have their turn.
+            if start.elapsed() > if is_last { MAX_DRAIN } else { IDLE_FLUSH } {
+                break;
             }
         }
         let now = Instant::now();
@@ -156,11 +184,15 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
             held_since.get_or_insert(now);
         }
         let overdue = held_since.is_some_and(|since| now - since >= MAX_FLUSH);
-        if overdue || (arrived.is_empty() && flush_in.is_some()) {
+        if overdue || is_last || (is_idle && flush_in.is_some()) {
             stuck = !sink.flush();
             held_since = None;
+            if !stuck {
+                rings.free();
+            }
         }
     }
+    rings.finish(sink);
 }
 
 /// Waits until something has arrived, a stop is asked for, or the time is over; returns whether something arrived.

@@ -346,6 +346,10 @@ impl Sink for Recorder {
         }
     }
 
+    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
+        self.recovered.as_ref().is_some_and(|recovered| recovered.contains(frame))
+    }
+
     /// Once this has returned true, all that was taken is written to the files, or counted as lost in them: it survives
     /// the server's being killed, and whoever holds on to frames until then may let go of them.
     fn flush(&mut self) -> bool {

@@ -15,6 +15,12 @@ pub trait Sink {
         self.event(&Event::from_frame(frame), frame.payload);
     }
 
+    /// Whether the frame's event is on record already, by a server that was killed before it could say so.
+    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
+        let _ = frame;
+        false
+    }
+
     /// Passes on what has been held back. Called when no more has arrived for a moment, and at least every 100 ms.
     ///
     /// Returns false if something could not be passed on and `flush` is to be called again although no event comes.

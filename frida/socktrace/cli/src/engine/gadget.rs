@@ -45,10 +45,21 @@ fn config(agent: &Path, parameters: &Parameters) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{OnFullArg, TransportArg};
 
     fn parameters(place: &Place) -> Parameters {
         let (socket, probe) = (place.path("sock"), place.path("probe.so"));
-        Parameters { socket, max_bytes: 7, max_fds: 9, follow_children: true, probe }
+        Parameters {
+            socket,
+            max_bytes: 7,
+            max_fds: 9,
+            follow_children: true,
+            transport: TransportArg::Stream,
+            on_full: OnFullArg::Drop,
+            max_wait: 8,
+            ring_size: 65536,
+            probe,
+        }
     }
 
     #[test]
@@ -65,7 +76,7 @@ mod tests {
             "type": "script", "path": agent, "on_change": "ignore",
             "parameters": {
                 "out_socket_path": place.path("sock"), "out_sock_type": "stream", "max_fds": 9, "max_bytes": 7,
-                "preload": "",
+                "on_full": "drop", "max_wait_ms": 8, "ring_bytes": 65536, "preload": "",
             },
         }});
         assert_eq!(config, expected);

@@ -4,6 +4,7 @@
 //! a disk. Two buffers are enough: one fills while the other is worked off, then they change places.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub(super) struct Part {
     pub(super) sent_len: usize,
     /// Nothing more comes from this agent.
     pub(super) end: bool,
+    /// A descriptor that came with it.
+    pub(super) fd: Option<OwnedFd>,
 }
 
 /// Parts in the order they arrived.
@@ -36,9 +39,9 @@ pub(super) struct Arrived {
 
 impl Arrived {
     /// The parts with their bytes.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Part, &[u8])> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&mut Part, &[u8])> {
         let mut rest = &*self.bytes;
-        self.parts.iter().map(move |part| {
+        self.parts.iter_mut().map(move |part| {
             let (bytes, behind) = rest.split_at(part.len);
             rest = behind;
             (part, bytes)
@@ -156,12 +159,12 @@ impl Drop for Closer<'_> {
 
 impl Part {
     /// A datagram of `sent_len` bytes, of which `len` were received.
-    pub(super) fn datagram(len: usize, sent_len: usize) -> Self {
-        Self { from: 0, len, sent_len, end: false }
+    pub(super) fn datagram(len: usize, sent_len: usize, fd: Option<OwnedFd>) -> Self {
+        Self { from: 0, len, sent_len, end: false, fd }
     }
 
     /// Bytes of an agent's stream; none: it has ended.
-    pub(super) fn of_stream(from: u64, len: usize) -> Self {
-        Self { from, len, sent_len: len, end: len == 0 }
+    pub(super) fn of_stream(from: u64, len: usize, fd: Option<OwnedFd>) -> Self {
+        Self { from, len, sent_len: len, end: len == 0, fd }
     }
 }

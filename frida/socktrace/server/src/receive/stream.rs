@@ -1,7 +1,7 @@
 //! Stream connections, one per agent, any number of them.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -9,7 +9,9 @@ use std::time::Duration;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, SocketFlags, accept_with, recvmsg, shutdown,
+};
 
 use super::Source;
 use super::handoff::{Handoff, Part};
@@ -98,12 +100,20 @@ impl<'a> Agents<'a> {
     /// Reads once from an agent; returns whether there was something, which the end of the stream is, too.
     fn read(&mut self, key: u64, to: &Handoff) -> io::Result<bool> {
         let Some(agent) = self.agents.get(&key) else { return Ok(false) };
-        let len = match rustix::io::read(agent, &mut self.chunk[..]) {
-            Ok(len) => len,
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let len = match recvmsg(agent, &mut [IoSliceMut::new(&mut self.chunk)], &mut ancillary, flags) {
+            Ok(received) => received.bytes,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(_) => 0,
         };
-        to.put(std::iter::once((Part::of_stream(key, len), &self.chunk[..len])))?;
+        // Where there is more than one, the kernel closes what there is no room for.
+        let fd = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        to.put(std::iter::once((Part::of_stream(key, len, fd), &self.chunk[..len])))?;
         if len == 0 {
             // Closing takes it out of epoll, too.
             self.agents.remove(&key);
