@@ -24,11 +24,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod data_values;
 mod ext;
 mod frame;
 mod name;
 mod stream;
 
+pub use data_values::{DATA_VALUES_LEN, DataValues};
 pub use ext::{Credentials, Ext, ExtWriter, Extensions, PassedFd};
 pub use frame::{
     Direction, Error, FLAG_EXTENDED, FLAG_PAYLOAD, Frame, FrameType, HEADER_LEN, Header, MAGIC, MAX_PAYLOAD_LEN,

@@ -2,8 +2,8 @@
 //! version 1 reader understands extended frames.
 
 use gttr::{
-    Credentials, Direction, Error, Ext, ExtWriter, Extensions, Frame, FrameType, HEADER_LEN, PassedFd, StreamDecoder,
-    StreamStep, decode_datagram,
+    Credentials, DataValues, Direction, Error, Ext, ExtWriter, Extensions, Frame, FrameType, HEADER_LEN, PassedFd,
+    StreamDecoder, StreamStep, decode_datagram,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -236,6 +236,22 @@ proptest! {
         let read = version_1_reader(&owned.bytes());
         let o = owned;
         prop_assert_eq!(read, (o.kind, o.ts_ms, o.fd, o.direction.to_wire(), o.path, o.conn, o.payload));
+    }
+
+    #[test]
+    fn data_values_are_what_the_writer_writes(seq in any::<u64>(), pid in any::<u32>(), ts_ns in any::<u64>()) {
+        let values = DataValues { seq, pid, tid: !pid, ts_ns, total: !seq, offset: seq ^ ts_ns, duration_ns: !ts_ns };
+        let bytes = values.to_bytes();
+        let expected = [
+            Ext::Pid(pid),
+            Ext::Tid(!pid),
+            Ext::Seq(seq),
+            Ext::TsNs(ts_ns),
+            Ext::Total(!seq),
+            Ext::Offset(seq ^ ts_ns),
+            Ext::DurationNs(!ts_ns),
+        ];
+        prop_assert_eq!(Extensions::parse(&bytes).unwrap().iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From a call's result to the bytes it moved: on which connection, which of them, and the events that say so.
 
 mod buffers;
+mod fast;
 mod file;
 
 use core::ffi::c_void;
@@ -151,7 +152,9 @@ impl Call {
 
     #[inline(never)]
     fn report_moved(&self, direction: Direction, total: u64, buffers: Buffers) {
-        self.report(&Moved::bytes(direction, total), |data| data.emit(&buffers));
+        if !self.report_fast(direction, total, &buffers) {
+            self.report(&Moved::bytes(direction, total), |data| data.emit(&buffers));
+        }
     }
 
     /// Reports a message that a call of the send(2) family sent, to `peer` where the call names one.
@@ -172,8 +175,11 @@ impl Call {
 
     #[inline(never)]
     fn report_message(&self, direction: Direction, result: isize, buffers: Buffers, peer: Peer, details: Details) {
-        let moved = Moved { direction, total: result.unsigned_abs() as u64, peer, details };
-        self.report(&moved, |data| data.emit(&buffers));
+        let total = result.unsigned_abs() as u64;
+        let is_plain = details.flags == 0 && details.ancillary.is_empty();
+        if !is_plain || !self.report_fast(direction, total, &buffers) {
+            self.report(&Moved { direction, total, peer, details }, |data| data.emit(&buffers));
+        }
     }
 
     /// Reports bytes that a call moved past the program's memory.
@@ -194,6 +200,7 @@ impl Call {
         }
     }
 
+    #[inline(never)]
     fn report(&self, moved: &Moved, emit: impl FnOnce(&Data<'_>)) {
         let now = now_ns();
         let entered_ns = if self.entered_ns == 0 { now } else { self.entered_ns };
@@ -236,6 +243,10 @@ impl Call {
             };
         };
         if process::is_confined() {
+            return Some(handle);
+        }
+        let interval_ns = transport::check_interval_ns();
+        if interval_ns != 0 && handle.get().is_some_and(|connection| !connection.is_check_due(ts_ns, interval_ns)) {
             return Some(handle);
         }
         // SAFETY: a call on it has just succeeded; should it be closed by now, fstat says so.

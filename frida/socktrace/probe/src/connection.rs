@@ -58,6 +58,8 @@ pub(crate) struct Connection {
     announced: AtomicU32,
     /// Bytes moved in and out.
     moved: [AtomicU64; 2],
+    /// When a descriptor of it was last seen to lead to its socket, nanoseconds since the Unix epoch.
+    checked_ns: AtomicU64,
     description: UnsafeCell<Description>,
 }
 
@@ -143,6 +145,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         let generation = connection.generation.fetch_add(1, Ordering::AcqRel) + 1;
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
+        connection.checked_ns.store(0, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
             ts_ms: new.ts_ns / 1_000_000,
@@ -202,6 +205,23 @@ impl Connection {
         self.moved[usize::from(direction == Direction::Out)].fetch_add(bytes, Ordering::Relaxed)
     }
 
+    /// Whether it is time to look again whether a descriptor leads to its socket; if so, this was the look.
+    #[inline]
+    pub(crate) fn is_check_due(&self, now_ns: u64, interval_ns: u64) -> bool {
+        let is_due = now_ns.wrapping_sub(self.checked_ns.load(Ordering::Relaxed)) >= interval_ns;
+        if is_due {
+            self.checked_ns.store(now_ns, Ordering::Relaxed);
+        }
+        is_due
+    }
+
+    /// The same, without its being a look.
+    #[inline]
+    pub(crate) fn is_check_overdue(&self, now_ns: u64, interval_ns: u64) -> bool {
+        now_ns.wrapping_sub(self.checked_ns.load(Ordering::Relaxed)) >= interval_ns
+    }
+
+    #[inline]
     pub(crate) fn is_announced_in(&self, session: u32) -> bool {
         self.announced.load(Ordering::Relaxed) == session
     }

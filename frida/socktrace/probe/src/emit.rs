@@ -84,6 +84,7 @@ impl From<Undelivered> for Cause {
 }
 
 /// Nanoseconds since the Unix epoch.
+#[inline]
 pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Realtime);
     // Negative only before 1970.
@@ -149,6 +150,12 @@ fn send<const N: usize>(
         len += 1;
     }
     transport::send(link, &parts[..len], who.tid, event.ts_ns)
+}
+
+/// Whether there is something to tell before the next event.
+#[inline]
+pub(crate) fn has_losses() -> bool {
+    process::own().lost.events.load(Ordering::Relaxed) != 0
 }
 
 /// Counts an event that was not recorded, and the payload bytes that it would have had.

@@ -11,8 +11,8 @@ mod stall;
 
 use crate::params::{self, Complaint, Transport};
 
-pub(crate) use shared::{note_loss, told_losses};
-pub(crate) use socket::{chunk, session};
+pub(crate) use shared::{note_loss, ring, told_losses};
+pub(crate) use socket::{MAX_CHUNK, chunk, session};
 
 /// Why a frame was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +71,19 @@ pub(crate) fn reach(now_ns: u64) -> Result<Link, Undelivered> {
 #[inline]
 pub(crate) fn send(link: &Link, frame: &[&[u8]], tid: u32, now_ns: u64) -> Result<(), Undelivered> {
     match link {
-        Link::Ring => shared::send(frame, tid),
+        Link::Ring => shared::ring().map_or(Err(Undelivered::Absent), |ring| ring.put(frame, tid)),
         Link::Socket(socket) => socket::send(socket, frame, now_ns),
     }
+}
+
+/// How often a descriptor is looked at whether it still leads to what it did, in nanoseconds; 0: at every call.
+///
+/// A call that goes into the ring makes no system call, and this would be one. What libc closes and opens is seen
+/// without it; numbers closed and reused by system calls of the program's own may be mistaken for as long.
+#[inline]
+pub(crate) fn check_interval_ns() -> u64 {
+    const SHM: u64 = 1_000_000;
+    if params::get().transport == Transport::Shm { SHM } else { 0 }
 }
 
 /// Whether a descriptor is ours and not the program's, for which it is closed.

@@ -20,6 +20,17 @@ impl IoVec {
     pub(crate) fn len(&self) -> usize {
         self.len
     }
+
+    /// The first `len` bytes, or as many as there are.
+    ///
+    /// # Safety
+    ///
+    /// The kernel has just read or written so many for the program.
+    #[inline]
+    pub(super) unsafe fn front<'a>(&self, len: usize) -> &'a [u8] {
+        // SAFETY: the caller's promise.
+        unsafe { core::slice::from_raw_parts(self.base, len.min(self.len)) }
+    }
 }
 
 /// The buffers that a call was given.

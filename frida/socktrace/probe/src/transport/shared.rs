@@ -54,6 +54,7 @@ pub(super) fn init() -> Result<(), Complaint> {
 /// The ring stays mapped, for threads that are in the middle of a frame; the server reads it to its end.
 pub(super) fn stop() {
     leave();
+    WRITER.store(core::ptr::null_mut(), Ordering::Release);
     OWN.close();
 }
 
@@ -131,25 +132,42 @@ fn note(fd: BorrowedFd<'_>, text: &[u8], memory: Option<BorrowedFd<'_>>) -> Resu
     socket::send_with(fd, &[&bytes[..len]], &mut ancillary).map(|_| ())
 }
 
-/// Puts one frame into the ring, whole or not at all.
+/// The ring, while frames go there.
+#[derive(Clone, Copy)]
+pub(crate) struct Ring(&'static Writer);
+
+/// The ring, if there is one.
 #[inline]
-pub(super) fn send(frame: &[&[u8]], tid: u32) -> Result<(), Undelivered> {
-    let Some(writer) = writer() else { return Err(Undelivered::Absent) };
-    let len = frame.iter().map(|part| part.len()).sum();
-    let mut record = match writer.reserve(len, tid) {
-        Ok(record) => {
-            if FULL_SINCE_NS.load(Ordering::Relaxed) != 0 {
-                FULL_SINCE_NS.store(0, Ordering::Relaxed);
-            }
-            record
-        }
-        Err(Full) => wait_for_room(writer, len, tid)?,
-    };
-    for part in frame {
-        record.push(part);
+pub(crate) fn ring() -> Option<Ring> {
+    writer().map(Ring)
+}
+
+impl Ring {
+    /// Sees to the server and puts one frame into the ring, for a thread, whole or not at all.
+    #[inline]
+    pub(crate) fn send(self, frame: &[&[u8]], tid: u32, now_ns: u64) -> Result<(), Undelivered> {
+        look_after(now_ns);
+        self.put(frame, tid)
     }
-    record.commit();
-    Ok(())
+
+    #[inline]
+    pub(super) fn put(self, frame: &[&[u8]], tid: u32) -> Result<(), Undelivered> {
+        let len = frame.iter().map(|part| part.len()).sum();
+        let mut record = match self.0.reserve(len, tid) {
+            Ok(record) => {
+                if FULL_SINCE_NS.load(Ordering::Relaxed) != 0 {
+                    FULL_SINCE_NS.store(0, Ordering::Relaxed);
+                }
+                record
+            }
+            Err(Full) => wait_for_room(self.0, len, tid)?,
+        };
+        for part in frame {
+            record.push(part);
+        }
+        record.commit();
+        Ok(())
+    }
 }
 
 /// Waits for room if the parameters say so, for as long as they say, once: as long as the server then does not read,

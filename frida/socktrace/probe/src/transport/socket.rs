@@ -21,7 +21,7 @@ const RETRY_NS: u64 = 100_000_000;
 /// Bytes of a datagram that are the kernel's (unix_dgram_sendmsg keeps 32 of SO_SNDBUF) or the frame's own.
 pub(super) const FRAME_OVERHEAD: usize = 4096;
 /// Payload bytes of one frame, at the most.
-pub(super) const MAX_CHUNK: usize = 65536;
+pub(crate) const MAX_CHUNK: usize = 65536;
 const MIN_CHUNK: usize = 256;
 
 /// Our socket.
@@ -40,6 +40,7 @@ pub(crate) fn chunk() -> u64 {
 }
 
 /// The session that frames go out in now; 0: none yet.
+#[inline]
 pub(crate) fn session() -> u32 {
     SESSION.load(Ordering::Relaxed)
 }
