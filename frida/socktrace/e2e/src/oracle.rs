@@ -271,3 +271,55 @@ fn show(bytes: Option<&[u8]>) -> String {
     let end = if bytes.len() > SHOWN { "…" } else { "" };
     format!("\"{}{end}\" ({} bytes)", bytes[..bytes.len().min(SHOWN)].escape_ascii(), bytes.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transfer(call: &str, bytes: &[u8]) -> Transfer {
+        let (call, bytes) = (call.into(), Some(bytes.to_vec()));
+        let len = bytes.as_ref().map_or(0, Vec::len);
+        Transfer { tid: 1, call, direction: Direction::Out, len, bytes, address: Some(b"/a".into()) }
+    }
+
+    /// Recorded messages: their bytes, and how many more of them are not captured.
+    fn differs(
+        compare: fn(&[&Transfer], &[&Message<'_>]) -> Option<String>,
+        seen: &[Transfer],
+        recorded: &[(&[u8], u64)],
+    ) -> bool {
+        let path = || Some("/a".to_owned());
+        let event = |uncaptured| Event { uncaptured: Some(uncaptured), path: path(), ..Event::default() };
+        let events: Vec<Event> = recorded.iter().map(|(_, uncaptured)| event(*uncaptured)).collect();
+        let messages = events.iter().zip(recorded).map(|(event, (bytes, _))| Message { event, bytes: bytes.to_vec() });
+        let messages: Vec<Message<'_>> = messages.collect();
+        let messages: Vec<&Message<'_>> = messages.iter().collect();
+        compare(&seen.iter().collect::<Vec<_>>(), &messages).is_some()
+    }
+
+    #[test]
+    fn streams() {
+        let seen = [transfer("write", b"ab"), transfer("sendfile", b"cd"), transfer("write", b"e")];
+        let differs = |recorded: &[(&[u8], u64)]| differs(bytes_differ, &seen, recorded);
+        assert!(!differs(&[(b"ab", 0), (b"cde", 0)]));
+        assert!(!differs(&[(b"ab", 2), (b"e", 0)]), "sendfile's bytes need not be captured");
+        assert!(differs(&[(b"ab", 0), (b"cd", 1)]), "others do");
+        assert!(differs(&[(b"ab", 0), (b"cdf", 0)]));
+        assert!(differs(&[(b"ab", 0), (b"cd", 0)]));
+        assert!(differs(&[(b"ab", 0), (b"cdef", 0)]));
+        assert!(differs(&[]));
+    }
+
+    #[test]
+    fn messages_with_boundaries() {
+        let seen = [transfer("sendto", b"ab"), transfer("sendto", b"")];
+        let differs = |recorded: &[(&[u8], u64)]| differs(messages_differ, &seen, recorded);
+        assert!(!differs(&[(b"ab", 0), (b"", 0)]));
+        assert!(differs(&[(b"ab", 0)]), "an empty one is one, too");
+        assert!(differs(&[(b"a", 0), (b"b", 0)]));
+        assert!(differs(&[(b"ab", 0), (b"", 0), (b"", 0)]));
+        let mut elsewhere = seen;
+        elsewhere[0].address = Some(b"/b".into());
+        assert!(super::tests::differs(messages_differ, &elsewhere, &[(b"ab", 0), (b"", 0)]));
+    }
+}
