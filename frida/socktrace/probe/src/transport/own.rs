@@ -1,16 +1,25 @@
-//! Descriptors of our own in a program that knows nothing of them: high, close-on-exec, and looked at before they are used,
-//! because the program may close or reuse their numbers.
+//! Descriptors of our own in a program that knows nothing of them: above all numbers that it can have, close-on-exec, and
+//! looked at before they are used, because the program may close or reuse their numbers.
 
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use rustix::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
 use crate::process;
+use crate::sys::{hold_off_signals, set_signal_mask};
 
-/// The highest number asked for. High, to be out of the way of programs that number theirs; below 1024, because the
-/// kernel's table of descriptors is copied by fork as far as the highest one.
-const HIGHEST_FD: u64 = 1000;
+/// The highest number asked for below the program's limit, and the lowest above it. High, to be out of the way of
+/// programs that number theirs; no higher, because the kernel's table of descriptors is copied by fork as far as the
+/// highest one.
+const HIGH_FD: u64 = 1000;
+/// The highest limit to go above, for the same reason.
+const HIGHEST_LIMIT: u64 = 4096;
+/// Numbers above the limit among which one is looked for.
+const ROOM: u64 = 64;
+/// Whether a thread has raised the limit for a moment: a second one would take the raised limit for the program's.
+static IS_RAISED: AtomicBool = AtomicBool::new(false);
 
 /// One of our descriptors.
 pub(super) struct Own {
@@ -92,9 +101,14 @@ impl Own {
 
 /// A second descriptor for what is ours, high and other than `avoid`.
 fn move_high(fd: BorrowedFd<'_>, avoid: i32) -> rustix::io::Result<OwnedFd> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    if !process::is_confined()
+        && let Ok(above) = move_above_limit(fd)
+    {
+        return Ok(above);
+    }
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     // Within the range by the bound above.
-    let highest = limit.min(HIGHEST_FD) as i32;
+    let highest = limit.min(HIGH_FD) as i32;
     let mut result = Err(Errno::MFILE);
     for below in [16, 64, 256] {
         let min = highest.saturating_sub(below);
@@ -104,6 +118,41 @@ fn move_high(fd: BorrowedFd<'_>, avoid: i32) -> rustix::io::Result<OwnedFd> {
                 break;
             }
         }
+    }
+    result
+}
+
+/// A second descriptor with a number that the program cannot have: not below its limit, which is raised for the moment
+/// of the call only (getrlimit(2): descriptors stay open whatever the limit is). So it takes none of the program's
+/// numbers, and one that asks what is open under each does not come across it.
+fn move_above_limit(fd: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    if IS_RAISED.swap(true, Ordering::Acquire) {
+        return Err(Errno::MFILE);
+    }
+    // A handler could leave us by a jump, or fork.
+    let signals = hold_off_signals();
+    let result = with_raised_limit(|number| rustix::io::fcntl_dupfd_cloexec(fd, number));
+    set_signal_mask(signals);
+    IS_RAISED.store(false, Ordering::Release);
+    result
+}
+
+/// `action` is given a number that the program's limit does not allow, and may use it and some above.
+fn with_raised_limit<T>(action: impl FnOnce(i32) -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let limit = current.filter(|&limit| limit <= HIGHEST_LIMIT).ok_or(Errno::MFILE)?;
+    let number = limit.max(HIGH_FD);
+    let raised = Rlimit { current: Some(number + ROOM), maximum };
+    if maximum.is_some_and(|maximum| maximum < number + ROOM) {
+        return Err(Errno::MFILE);
+    }
+    prlimit(None, Resource::Nofile, raised)?;
+    // Within the range by the bounds above.
+    let result = action(number as i32);
+    let found = prlimit(None, Resource::Nofile, Rlimit { current, maximum })?;
+    if found != raised {
+        // Another thread has set it meanwhile.
+        prlimit(None, Resource::Nofile, found)?;
     }
     result
 }
