@@ -1,18 +1,20 @@
 //! Python's own tests of sockets, subprocesses and event loops: traced, each of them passes, fails or is skipped exactly
 //! as it does untraced.
 //!
-//! Debian packages them as libpython3-testsuite. The default is what has to do with sockets and processes and takes half
-//! a minute; with `SOCKTRACE_WHOLE_SUITE=1` all of [`WHOLE`] runs, which takes ten.
+//! Debian packages them as libpython3.11-testsuite. The default is what has to do with sockets and processes and takes a
+//! minute; with `SOCKTRACE_WHOLE_SUITE=1` all of [`WHOLE`] runs as well. Many of those tests want things to be done in a
+//! time of their choice: that is for a machine with nothing else to do.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socktrace_e2e::{Needs, Process, Stage, announce_skipped};
 
 /// Far beyond what the slowest of them takes, even on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(1200);
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Left out, each with its reason.
 const LEFT_OUT: [(&str, &str); 2] = [
@@ -21,10 +23,9 @@ const LEFT_OUT: [(&str, &str); 2] = [
 ];
 
 /// What else of Python's tests makes sockets, processes or threads.
-const WHOLE: [&str; 16] = [
+const WHOLE: [&str; 15] = [
     "test_asyncio",
     "test_multiprocessing_fork",
-    "test_multiprocessing_spawn",
     "test_multiprocessing_forkserver",
     "test_concurrent_futures",
     "test_socketserver",
@@ -98,10 +99,21 @@ impl Run {
     }
 }
 
+/// Sets the limit that login shells and services have by default: where the hard limit is the soft one, as in some
+/// containers, the agent's descriptor must have a number that the program could have, and a test that asks what is open
+/// under each of them finds it (docs/design.md).
+fn limit_descriptors() {
+    const DEFAULT: u64 = 1024;
+    let limit = getrlimit(Resource::Nofile);
+    let soft = Rlimit { current: Some(DEFAULT.min(limit.maximum.unwrap_or(u64::MAX))), ..limit };
+    setrlimit(Resource::Nofile, soft).expect("lowering the soft limit is allowed");
+}
+
 fn compare(test: &str, modules: &[&str]) {
     let Some(python) = python() else {
-        return announce_skipped(test, "Python's own tests (libpython3-testsuite) are not installed");
+        return announce_skipped(test, "Python's own tests (Debian: libpython3.11-testsuite) are not installed");
     };
+    limit_descriptors();
     let stage = Stage::new();
     // All at once: they mostly wait.
     let start = |engine| Run::start(&stage, engine, &python, modules);
