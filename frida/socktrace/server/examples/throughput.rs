@@ -1,10 +1,11 @@
 //! How fast the server is, and how much memory it takes: prints one table (docs/benchmarks.md).
 //!
 //! ```text
-//! cargo run --release -p socktrace-server --example throughput [DIR]
+//! cargo run --release -p socktrace-server --example throughput [DIR [WHAT]]
 //! ```
 //!
-//! DIR, by default /dev/shm, is where the recordings are made and removed again. The server runs on core 0, and whoever
+//! DIR, by default /dev/shm, is where the recordings are made and removed again; WHAT is the beginning of the rows that are
+//! wanted, `memory` say. The server runs on core 0, and whoever
 //! sends on core 1.
 
 use std::io::Write;
@@ -41,17 +42,14 @@ fn main() {
             serve(Path::new(sock), Path::new(out), sock_type.parse().expect("dgram or stream"), Contents::All)
                 .expect("serves");
         }
-        ["--memory", connections] => drop(from_memory(
-            tempfile::tempdir_in("/dev/shm").expect("a directory").path(),
-            &Frames::of(connections.parse().expect("a number")),
-        )),
-        [] => measure(Path::new("/dev/shm")),
-        [dir] => measure(Path::new(dir)),
-        _ => panic!("usage: throughput [DIR]"),
+        [] => measure(Path::new("/dev/shm"), ""),
+        [dir] => measure(Path::new(dir), ""),
+        [dir, what] => measure(Path::new(dir), what),
+        _ => panic!("usage: throughput [DIR [WHAT]]"),
     }
 }
 
-fn measure(parent: &Path) {
+fn measure(parent: &Path, what: &str) {
     raise_descriptor_limit();
     println!("from, connections | events a second | CPU time per event | peak RSS");
     for connections in [1, 100, 10_000] {
@@ -60,10 +58,10 @@ fn measure(parent: &Path) {
             let dir = tempfile::tempdir_in(parent).expect("a directory");
             thread::scope(|scope| scope.spawn(|| from_memory(dir.path(), &frames)).join().expect("runs"))
         };
-        report(&format!("memory, {connections}"), run);
-    }
-    if env::var_os("MEMORY").is_some() {
-        return;
+        let row = name_row("memory", connections);
+        if row.starts_with(what) {
+            report(&row, run);
+        }
     }
     for sock_type in [SockType::Dgram, SockType::Stream] {
         for connections in [1, 10_000] {
@@ -72,9 +70,16 @@ fn measure(parent: &Path) {
                 let dir = tempfile::tempdir_in(parent).expect("a directory");
                 from_socket(dir.path(), &frames, sock_type)
             };
-            report(&format!("{sock_type}, {connections}"), run);
+            let row = name_row(sock_type.name(), connections);
+            if row.starts_with(what) {
+                report(&row, run);
+            }
         }
     }
+}
+
+fn name_row(from: &str, connections: usize) -> String {
+    format!("{from}, {connections} connection{}", if connections == 1 { "" } else { "s" })
 }
 
 /// One run.

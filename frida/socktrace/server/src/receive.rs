@@ -113,10 +113,11 @@ fn receive_until(stop: &Stop, source: &mut dyn Source, to: &Handoff) -> io::Resu
         if let Some(reason) = stop.reason() {
             return Ok(reason);
         }
-        let retry_after = source.retry_after();
-        if wait(source.as_fd(), stop.as_fd(), retry_after)? || retry_after.is_some() {
-            source.receive(to)?;
+        if source.receive(to)? > 0 {
+            // Where something was, there is mostly more: it is not worth a poll(2) to know.
+            continue;
         }
+        wait(source.as_fd(), stop.as_fd(), source.retry_after())?;
     }
 }
 
@@ -195,13 +196,12 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
     rings.finish(sink);
 }
 
-/// Waits until something has arrived, a stop is asked for, or the time is over; returns whether something arrived.
-fn wait(source: BorrowedFd<'_>, stop: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
+/// Waits until something has arrived, a stop is asked for, or the time is over.
+fn wait(source: BorrowedFd<'_>, stop: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
     let mut fds = [PollFd::from_borrowed_fd(source, PollFlags::IN), PollFd::from_borrowed_fd(stop, PollFlags::IN)];
     let timeout = timeout.map(|t| Timespec { tv_sec: 0, tv_nsec: t.subsec_nanos().into() });
     match poll(&mut fds, timeout.as_ref()) {
-        Ok(_) => Ok(!fds[0].revents().is_empty()),
-        Err(Errno::INTR) => Ok(false),
+        Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }

@@ -11,6 +11,11 @@ use std::time::Duration;
 /// When so many bytes wait, receiving waits, too, and agents find their sockets full. There are two buffers of it, and
 /// this much is worked off in some 30 ms.
 const MAX_WAITING: usize = 8 << 20;
+/// How long the recorder lets things gather when it has just worked something off: a wake-up for every few datagrams
+/// costs more than recording them, and takes the core from the receiver.
+const NAP: Duration = Duration::from_micros(500);
+/// With so many bytes waiting it does not nap.
+const WAKE_LEN: usize = 256 << 10;
 /// What a part costs beside its bytes, so that many empty ones are bounded, too.
 const PART_COST: usize = size_of::<Part>();
 /// Room that a buffer keeps, in bytes.
@@ -67,8 +72,8 @@ impl Arrived {
 #[derive(Default)]
 struct State {
     arrived: Arrived,
-    /// The recorder sleeps until something arrives. Waking nobody would still be a system call.
-    asleep: bool,
+    /// The recorder sleeps until so many bytes wait. Waking nobody would still be a system call.
+    asleep_until: Option<usize>,
     /// Nothing more will arrive.
     closed: bool,
     /// Nobody will take anything any more.
@@ -105,28 +110,44 @@ impl Handoff {
             state.arrived.bytes.extend_from_slice(bytes);
             state.arrived.parts.push(part);
         }
-        if std::mem::take(&mut state.asleep) {
+        if state.asleep_until.is_some_and(|cost| state.arrived.cost() >= cost) {
+            state.asleep_until = None;
             self.changed.notify_all();
         }
         Ok(())
     }
 
+    /// Waits until so many bytes wait, nothing more will come, or the time is over.
+    fn sleep<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        cost: usize,
+        timeout: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        state.asleep_until = Some(cost);
+        let is_asleep = |state: &mut State| state.asleep_until.is_some() && !state.closed;
+        state = match timeout {
+            Some(timeout) => {
+                let waited = self.changed.wait_timeout_while(state, timeout, is_asleep);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.changed.wait_while(state, is_asleep).unwrap_or_else(PoisonError::into_inner),
+        };
+        state.asleep_until = None;
+        state
+    }
+
     /// Waits until something has arrived or the time is over, and gives all that there is for an emptied `arrived`;
     /// returns false when that is nothing and nothing more will come.
     pub(super) fn take(&self, arrived: &mut Arrived, timeout: Option<Duration>) -> bool {
+        let is_busy = !arrived.is_empty();
         arrived.clear();
         let mut state = self.lock();
-        if state.arrived.is_empty() && !state.closed {
-            state.asleep = true;
-            let waiting = |state: &mut State| state.asleep && !state.closed;
-            state = match timeout {
-                Some(timeout) => {
-                    let waited = self.changed.wait_timeout_while(state, timeout, waiting);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner),
-            };
-            state.asleep = false;
+        if is_busy && state.arrived.cost() < WAKE_LEN {
+            state = self.sleep(state, WAKE_LEN, Some(NAP));
+        }
+        if state.arrived.is_empty() {
+            state = self.sleep(state, 1, timeout);
         }
         let was_full = state.arrived.cost() >= MAX_WAITING;
         std::mem::swap(&mut state.arrived, arrived);
