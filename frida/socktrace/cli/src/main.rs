@@ -15,7 +15,6 @@ mod filter;
 mod live;
 mod output;
 mod program;
-mod recording;
 mod run;
 mod show;
 mod summary;

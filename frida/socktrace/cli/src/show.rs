@@ -7,13 +7,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use rustix::fs::inotify;
 use rustix::io::Errno;
-use socktrace_server::{EventType, notice};
+use socktrace_server::{EventType, Recording, notice};
 
 use crate::args::ShowArgs;
 use crate::filter::{Scope, Selection};
 use crate::live::explain;
 use crate::output::{Default, Destination};
-use crate::recording::Recording;
 use crate::view::{Style, View};
 
 /// Lines are written when they take so much, in bytes.

@@ -1,4 +1,4 @@
-//! Reads a recorded directory: events.jsonl, and the payload files that its events speak of.
+//! Reads back what [`record`](crate::record) has written: events.jsonl, and the payload files that its events speak of.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -7,9 +7,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use socktrace_server::{Event, EventType};
 
-const EVENTS: &str = "events.jsonl";
+use crate::event::{Direction, Event, EventType};
+use crate::events_file::NAME as EVENTS;
+
 /// So many payload files are open at once.
 const MAX_OPEN: usize = 128;
 
@@ -31,8 +32,20 @@ struct Position {
 /// What is to be had of a data event's bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Payload {
+    /// Those that are there, from the first one on.
     pub bytes: Vec<u8>,
+    /// Why they are not all that the event speaks of.
     pub missing: Option<&'static str>,
+}
+
+/// Where a data event's bytes are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Location {
+    /// The payload file's name, empty without bytes.
+    name: String,
+    at: u64,
+    len: u64,
+    missing: Option<&'static str>,
 }
 
 /// The directory.
@@ -63,7 +76,9 @@ impl Recording {
             io::ErrorKind::NotFound if folder.is_dir() => anyhow::anyhow!("{shown}: no recording: it has no {EVENTS}"),
             io::ErrorKind::NotFound => anyhow::anyhow!("{shown}: no such directory"),
             io::ErrorKind::NotADirectory => {
-                anyhow::anyhow!("{shown}: not a directory: show takes the one that was given to -w or to the server")
+                anyhow::anyhow!(
+                    "{shown}: not a directory: what is wanted is the one that was given to -w or to the server"
+                )
             }
             _ => anyhow::anyhow!("{}: cannot be read: {error}", path.display()),
         })?;
@@ -125,7 +140,16 @@ impl Recording {
         self.torn.len()
     }
 
-    /// The event of a line.
+    /// How long events.jsonl is by now, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat(2).
+    pub fn events_len(&self) -> io::Result<u64> {
+        Ok(self.events.get_ref().metadata()?.len())
+    }
+
+    /// The event of a line; None, and counted, if it is none.
     pub fn event<'a>(&mut self, line: &'a [u8]) -> Option<Event<'a>> {
         match serde_json::from_slice(line) {
             Ok(event) => Some(event),
@@ -138,7 +162,17 @@ impl Recording {
     }
 
     /// Takes note of what the event says of the payload files, and returns up to `max` of the bytes it speaks of.
+    ///
+    /// To be called once for each event, in order.
     pub fn payload(&mut self, event: &Event<'_>, max: usize) -> Payload {
+        let location = self.locate(event);
+        self.read(&location, max)
+    }
+
+    /// Takes note of what the event says of the payload files, and returns where its own bytes are.
+    ///
+    /// To be called once for each event, in order.
+    pub fn locate(&mut self, event: &Event<'_>) -> Location {
         match event.kind {
             EventType::Lost => {
                 self.note_hole(event);
@@ -151,45 +185,68 @@ impl Recording {
             }
             EventType::Data if self.omits_payload => {
                 let missing = (event.size != Some(0)).then_some("no payload files were written, as asked");
-                return Payload { missing, ..Payload::default() };
+                return Location { missing, ..Location::default() };
             }
-            EventType::Data => return self.data(event, max),
+            EventType::Data => return self.locate_data(event),
             _ => {}
         }
-        Payload::default()
+        Location::default()
     }
 
-    fn data(&mut self, event: &Event<'_>, max: usize) -> Payload {
+    fn locate_data(&mut self, event: &Event<'_>) -> Location {
         let size = event.size.unwrap_or(0);
         let Some(name) = payload_name(event) else {
-            return Payload { missing: Some("its event names no payload file"), ..Payload::default() };
+            return Location { missing: Some("its event names no payload file"), ..Location::default() };
         };
         let is_new = !self.positions.contains_key(&name);
         let position = self.positions.entry(name.clone()).or_default();
         let from = position.spoken_of;
         position.spoken_of = from.saturating_add(size);
         if size == 0 {
-            return Payload::default();
+            return Location::default();
         }
         if self.adrift && !is_new {
-            return Payload {
+            return Location {
                 missing: Some("events were lost, so where its bytes are is not known"),
-                ..Payload::default()
+                ..Location::default()
             };
         }
-        let (at, there) = locate(&position.holes, from, size);
-        let wanted = there.min(max as u64);
-        let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(max)];
-        let read = self.file(&name).and_then(|file| read_up_to(file, &mut bytes, at)).unwrap_or(0);
+        let (at, len) = locate(&position.holes, from, size);
+        Location { name, at, len, missing: (len < size).then_some("bytes were lost") }
+    }
+
+    /// Up to `max` of the bytes at a location.
+    pub fn read(&mut self, location: &Location, max: usize) -> Payload {
+        let wanted = location.len.min(max as u64);
+        if wanted == 0 {
+            return Payload { bytes: Vec::new(), missing: location.missing };
+        }
+        // An event's size is what somebody wrote into a file: memory is taken for bytes that are there.
+        let (mut bytes, mut read) = (Vec::new(), 0);
+        if let Ok(file) = self.file(&location.name) {
+            let there = file.metadata().map_or(0, |file| file.len().saturating_sub(location.at));
+            bytes = vec![0; usize::try_from(wanted.min(there)).unwrap_or(max)];
+            read = read_up_to(file, &mut bytes, location.at).unwrap_or(0);
+        }
         bytes.truncate(read);
-        let missing = if (read as u64) < wanted {
-            Some("the payload file ends before")
-        } else if there < size {
-            Some("bytes were lost")
-        } else {
-            None
-        };
-        Payload { bytes, missing }
+        let ends_before = (read as u64) < wanted;
+        Payload { bytes, missing: if ends_before { Some("the payload file ends before") } else { location.missing } }
+    }
+
+    /// The first bytes of a data event's payload file, at most `max`; none if they are not there.
+    pub fn beginning(&mut self, event: &Event<'_>, max: usize) -> Vec<u8> {
+        let Some(name) = payload_name(event) else { return Vec::new() };
+        self.read(&Location { name, at: 0, len: max as u64, missing: None }, max).bytes
+    }
+
+    /// Forgets a connection of which no event is to come.
+    pub fn forget(&mut self, event: &Event<'_>) {
+        let Some(base) = event.payload_file() else { return };
+        for direction in [Direction::In, Direction::Out] {
+            let name = format!("{base}{}", direction.file_suffix());
+            self.positions.remove(&name);
+            self.open.remove(&name);
+        }
     }
 
     fn file(&mut self, name: &str) -> io::Result<&File> {
