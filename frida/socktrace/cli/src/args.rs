@@ -12,6 +12,9 @@ use socktrace_server::SockType;
 /// Numbers are handed on to JavaScript, which knows whole ones up to 2^53 - 1.
 pub const EVERYTHING: u64 = (1 << 53) - 1;
 
+/// Descriptors that are traced unless more are asked for.
+pub const MAX_FDS: u32 = 4096;
+
 /// Shows what programs say over AF_UNIX sockets, as strace shows system calls and tcpdump packets.
 #[derive(Debug, Parser)]
 #[command(name = "socktrace", version, arg_required_else_help = true, after_help = EXAMPLES)]
@@ -26,6 +29,7 @@ Examples:
   socktrace run --path '*docker.sock' -A -- docker ps
   socktrace run -w /tmp/rec -- make -j8         keep the recording
   socktrace show /tmp/rec -x                    and read it
+  socktrace export /tmp/rec -o trace.pcapng     or have Wireshark read it
   socktrace attach --name dbus-daemon --for 10s";
 
 const RUN_EXAMPLES: &str = "\
@@ -34,6 +38,7 @@ Examples:
   socktrace run -X --path /run/docker.sock -- docker ps     every byte, one socket
   socktrace run --grep 'POST|PUT' -- curl --unix-socket /tmp/s http://x/
   socktrace run --json -o trace.jsonl -- make -j8
+  socktrace run -w - -- docker ps | wireshark -k -i -       live in Wireshark
 
 The exit status is the program's, 128+n if signal n ended it; 127 if it is not found, 126 if it cannot be executed,
 125 if socktrace itself fails.";
@@ -51,6 +56,20 @@ Examples:
   socktrace show /tmp/rec --path '!*systemd*' --direction out -A
   socktrace show /tmp/rec --follow --json | jq .";
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  socktrace export /tmp/rec -o trace.pcapng && wireshark trace.pcapng
+  socktrace export /tmp/rec -o - --format pcapng | tshark -r -
+  socktrace export /tmp/rec -o trace.pcapng --decode '/run/my.sock=http'
+  socktrace export /tmp/rec -o trace.pftrace                for https://ui.perfetto.dev";
+
+const EXTCAP_EXAMPLES: &str = "\
+Examples:
+  socktrace extcap --install
+  tshark -i socktrace -o 'extcap.socktrace.command:docker ps'
+
+Wireshark calls it with the options of its extcap interface (extcap(4)).";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a program and show its traffic
@@ -62,6 +81,12 @@ pub enum Command {
     /// Print a recorded directory
     #[command(after_help = SHOW_EXAMPLES)]
     Show(ShowArgs),
+    /// Write a recorded directory for Wireshark or Perfetto
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
+    /// Be one of Wireshark's capture interfaces
+    #[command(after_help = EXTCAP_EXAMPLES)]
+    Extcap(ExtcapArgs),
     /// Write agent.js, for Frida and Frida Gadget
     Agent(AgentArgs),
     /// Record what agents send, as socktrace-server does
@@ -175,7 +200,7 @@ pub enum DirectionArg {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Recording")]
 pub struct CaptureArgs {
-    /// Keep a recording in DIR: everything that --path and --pid let through
+    /// Keep a recording in DIR: everything that --path and --pid let through. `-`, or FILE.pcapng: packets for Wireshark
     #[arg(short = 'w', long = "record", value_name = "DIR")]
     pub record: Option<PathBuf>,
     /// With -w: record events only
@@ -184,12 +209,18 @@ pub struct CaptureArgs {
     /// With -w: record payload files only; events.jsonl then says no more than who recorded and what is missing
     #[arg(long, requires = "record")]
     pub no_events: bool,
+    /// What -w writes [default: pcapng for `-` and names that end so, else dir]
+    #[arg(long, value_enum, requires = "record")]
+    pub format: Option<RecordFormat>,
+    /// For Wireshark: sockets whose path matches speak PROTOCOL (http, redis, …, or a port). Repeatable
+    #[arg(long, value_name = "PATH=PROTOCOL")]
+    pub decode: Vec<String>,
     /// Capture at most N bytes of each call [default: everything]
     #[arg(long, value_name = "N", default_value_t = EVERYTHING, hide_default_value = true,
           value_parser = clap::value_parser!(u64).range(..=EVERYTHING))]
     pub max_bytes: u64,
     /// Trace descriptors below N
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, value_name = "N", default_value_t = MAX_FDS, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_fds: u32,
     /// How events come here: shm, a ring in shared memory, or stream, a socket
     #[arg(long, value_enum, default_value_t = TransportArg::Shm)]
@@ -227,8 +258,17 @@ fn ring_size() -> impl TypedValueParser<Value = u32> {
     })
 }
 
+/// What `-w` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecordFormat {
+    /// A directory: events.jsonl and payload files
+    Dir,
+    /// Packets for Wireshark: to a file, a FIFO or, with `-`, standard output
+    Pcapng,
+}
+
 /// How it is shown.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Output")]
 pub struct ViewArgs {
     /// Write to FILE [default: standard error; show and --json: standard output]
@@ -254,9 +294,10 @@ pub struct ViewArgs {
     pub color: ColorArg,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum TimeArg {
     /// Local time of day
+    #[default]
     Local,
     /// Seconds since the first event
     Relative,
@@ -264,8 +305,9 @@ pub enum TimeArg {
     Epoch,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ColorArg {
+    #[default]
     Auto,
     Always,
     Never,
@@ -279,6 +321,87 @@ impl From<ColorArg> for ColorChoice {
             ColorArg::Never => Self::Never,
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The recorded directory
+    pub dir: PathBuf,
+    /// Write to FILE; `-`: standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// What is written [default: by FILE's extension]
+    #[arg(long, value_enum)]
+    pub format: Option<ExportFormat>,
+    /// For Wireshark: sockets whose path matches speak PROTOCOL (http, redis, …, or a port). Repeatable
+    #[arg(long, value_name = "PATH=PROTOCOL")]
+    pub decode: Vec<String>,
+    /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
+    #[arg(long, value_name = "GLOB", help_heading = "Filters")]
+    pub path: Vec<String>,
+    /// Processes with this id. Repeatable
+    #[arg(long, help_heading = "Filters")]
+    pub pid: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// For Wireshark (.pcapng)
+    Pcapng,
+    /// For Perfetto (.pftrace)
+    Pftrace,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("task").required(true).multiple(true)
+    .args(["install", "extcap_interfaces", "extcap_dlts", "extcap_config", "capture"])))]
+pub struct ExtcapArgs {
+    /// Put socktrace among the capture interfaces of this user's Wireshark
+    #[arg(long, exclusive = true)]
+    pub install: bool,
+    /// Name the interfaces
+    #[arg(long, help_heading = "Asked by Wireshark")]
+    pub extcap_interfaces: bool,
+    /// Name the interface's link types
+    #[arg(long, help_heading = "Asked by Wireshark")]
+    pub extcap_dlts: bool,
+    /// Name the interface's options
+    #[arg(long, help_heading = "Asked by Wireshark")]
+    pub extcap_config: bool,
+    /// Capture
+    #[arg(long, requires = "fifo", help_heading = "Asked by Wireshark")]
+    pub capture: bool,
+    /// Which interface
+    #[arg(long, value_name = "NAME", help_heading = "Asked by Wireshark")]
+    pub extcap_interface: Option<String>,
+    /// Wireshark's version
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, help_heading = "Asked by Wireshark")]
+    pub extcap_version: Option<Option<String>>,
+    /// Where to write packets
+    #[arg(long, value_name = "FIFO", help_heading = "Asked by Wireshark")]
+    pub fifo: Option<PathBuf>,
+    /// A capture filter; there are none for sockets
+    #[arg(long, value_name = "FILTER", help_heading = "Asked by Wireshark")]
+    pub extcap_capture_filter: Option<String>,
+    /// Trace this command line of the shell's
+    #[arg(long, conflicts_with_all = ["pid", "name"], help_heading = "Options of the interface")]
+    pub command: Option<String>,
+    /// Trace these processes, through Frida
+    #[arg(long, value_name = "PIDS", value_delimiter = ',', help_heading = "Options of the interface")]
+    pub pid: Vec<u32>,
+    /// Trace every process of yours with this name, through Frida
+    #[arg(long, help_heading = "Options of the interface")]
+    pub name: Option<String>,
+    /// Patterns of socket paths, as run has them, with spaces between
+    #[arg(long, value_name = "GLOBS", help_heading = "Options of the interface")]
+    pub path: Option<String>,
+    /// Protocols of socket paths, PATH=PROTOCOL, with spaces between
+    #[arg(long, value_name = "RULES", help_heading = "Options of the interface")]
+    pub decode: Option<String>,
+    /// Capture at most N bytes of each call
+    #[arg(long, value_name = "N", default_value_t = EVERYTHING, hide_default_value = true,
+          value_parser = clap::value_parser!(u64).range(..=EVERYTHING), help_heading = "Options of the interface")]
+    pub max_bytes: u64,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ use crate::args::{AttachArgs, OnFullArg};
 use crate::engine::frida::{Frida, refusal};
 use crate::engine::{Parameters, Place, preload};
 use crate::live::Live;
+use crate::packets::Keep;
 use crate::program;
 
 /// A process that the agent is in.
@@ -26,6 +27,11 @@ struct Target {
 
 /// `socktrace attach`
 pub fn attach(args: &AttachArgs) -> Result<ExitCode> {
+    attach_into(args, Keep::new(&args.capture)?)
+}
+
+/// The same, with what is captured going to `keep`.
+pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
     let mut pids = args.target_pids.clone();
     if let Some(name) = &args.name {
         let found = named(name);
@@ -43,13 +49,15 @@ pub fn attach(args: &AttachArgs) -> Result<ExitCode> {
     }
     let frida = Frida::find(args.frida.as_deref())?;
     raise_descriptor_limit();
+    // While Ctrl-C still works: a FIFO is opened when its reader comes.
+    let kept = keep.open()?;
     let stop = Stop::on_signals()?;
     let place = Place::new()?;
     let parameters = Parameters::new(&place, &args.capture, OnFullArg::Drop, args.children);
     if args.children {
         preload::prepare(&place, &parameters)?;
     }
-    let live = Live::start(place.bind()?, &args.filter, &args.capture, &args.view)?;
+    let live = Live::start(place.bind()?, &args.filter, kept, &args.view)?;
     let mut targets = Vec::new();
     for pid in pids {
         // Opened first, so that it is no other process that gets the number while Frida takes its time.

@@ -6,11 +6,12 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use gttr::Frame;
-use socktrace_server::{Bound, Contents, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
+use socktrace_server::{Bound, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
 
-use crate::args::{CaptureArgs, FilterArgs, ViewArgs};
+use crate::args::{FilterArgs, ViewArgs};
 use crate::filter::{Scope, Selection};
 use crate::output::{Default, Destination, Output};
+use crate::packets::{Kept, Packets};
 use crate::view::{Silence, Style, View};
 
 /// Lines are handed on when they take so much, in bytes, if they are not flushed before.
@@ -20,9 +21,11 @@ const HAND_ON_LEN: usize = 64 << 10;
 struct Tracer {
     scope: Scope,
     recorder: Option<Recorder>,
+    packets: Option<Packets>,
     view: View,
     lines: Vec<u8>,
-    output: Output,
+    /// None: nobody wants to see lines.
+    output: Option<Output>,
 }
 
 impl Sink for Tracer {
@@ -41,6 +44,9 @@ impl Sink for Tracer {
 
     fn flush(&mut self) -> bool {
         self.hand_on();
+        if let Some(packets) = &mut self.packets {
+            packets.flush();
+        }
         self.recorder.as_mut().is_none_or(Recorder::flush)
     }
 }
@@ -54,6 +60,9 @@ impl Tracer {
         if let Some(recorder) = &mut self.recorder {
             record(recorder);
         }
+        if let Some(packets) = &mut self.packets {
+            packets.event(event, payload);
+        }
         self.view.show(event, payload, None, None, &mut self.lines);
         if self.lines.len() >= HAND_ON_LEN {
             self.hand_on();
@@ -61,7 +70,9 @@ impl Tracer {
     }
 
     fn hand_on(&mut self) {
-        self.output.write(&self.lines);
+        if let Some(output) = &self.output {
+            output.write(&self.lines);
+        }
         self.lines.clear();
     }
 }
@@ -78,26 +89,32 @@ impl Live {
     /// # Errors
     ///
     /// One line that names what cannot be opened or is no pattern.
-    pub fn start(bound: Bound, filter: &FilterArgs, capture: &CaptureArgs, view: &ViewArgs) -> Result<Self> {
+    pub fn start(bound: Bound, filter: &FilterArgs, kept: Kept, view: &ViewArgs) -> Result<Self> {
         let default = if view.json { Default::Stdout } else { Default::Stderr };
         let (scope, selection) = (Scope::new(filter)?, Selection::new(filter)?);
         let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
-        let recorder = match &capture.record {
-            Some(folder) => {
-                let contents = Contents::without(capture.no_payload_files, capture.no_events);
-                let mut recorder = Recorder::open(folder, contents)?;
-                recorder.begin(&bound)?;
-                Some(recorder)
+        let wants_lines = view.output.is_some() || view.text || view.hex || view.full || view.json;
+        let (mut recorder, mut packets, mut is_shown) = (None, None, true);
+        match kept {
+            Kept::Nothing => {}
+            Kept::Folder(folder, contents) => {
+                let mut opened = Recorder::open(&folder, contents)?;
+                opened.begin(&bound)?;
+                recorder = Some(opened);
             }
-            None => None,
-        };
+            Kept::Packets { packets: opened, are_shown_elsewhere } => {
+                is_shown = !are_shown_elsewhere || wants_lines;
+                packets = Some(opened);
+            }
+        }
         let style = Style::new(view, destination.colour, true);
         let mut tracer = Tracer {
             scope,
             recorder,
+            packets,
             view: View::new(view, style, selection),
             lines: Vec::new(),
-            output: destination.in_background(),
+            output: is_shown.then(|| destination.in_background()),
         };
         let stop = Stop::new()?;
         let handle = stop.handle();
@@ -126,7 +143,10 @@ impl Live {
         if let Some(recorder) = tracer.recorder.take() {
             recorder.finish(reason);
         }
-        let unshown = tracer.output.finish();
+        if let Some(packets) = tracer.packets.take() {
+            packets.finish();
+        }
+        let unshown = tracer.output.take().map_or(0, Output::finish);
         if unshown > 0 {
             notice(&format!("{unshown} lines were not shown: the output did not take them"));
         }

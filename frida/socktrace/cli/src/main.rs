@@ -2,18 +2,23 @@
 //!
 //! ```text
 //! run ─┬ engine (preload, frida, gadget): the program with the probe in it
-//!      └ live: collector thread ─► Scope ─┬► Recorder (-w DIR)
+//!      └ live: collector thread ─► Scope ─┬► Recorder (-w DIR), Packets (-w -)
 //! attach ─ engine (frida) ─► live         └► View ─► Output
-//! show ─ recording: events.jsonl and payload files ─► View ─► Output
+//! show ─ Recording: events.jsonl and payload files ─► View ─► Output
+//! export ─ socktrace-export ─► a file
+//! extcap ─ run or attach, for Wireshark
 //! ```
 
 mod args;
 mod attach;
 mod documents;
 mod engine;
+mod export;
+mod extcap;
 mod filter;
 mod live;
 mod output;
+mod packets;
 mod program;
 mod run;
 mod show;
@@ -32,6 +37,8 @@ fn main() -> ExitCode {
         Command::Run(args) => (run::run(&args), run::OWN_FAILURE),
         Command::Attach(args) => (attach::attach(&args), 1),
         Command::Show(args) => (show::show(&args), 1),
+        Command::Export(args) => (export::export(&args), 1),
+        Command::Extcap(args) => (extcap::extcap(&args), 1),
         Command::Agent(args) => (documents::agent(&args), 1),
         Command::Server(args) => (documents::server(&args), 1),
         Command::Completions(args) => (documents::completions(&args), 1),

@@ -29,6 +29,11 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// Any writer, without colour.
+    pub fn to(writer: Box<dyn Write + Send>) -> Self {
+        Self { writer, colour: false }
+    }
+
     /// # Errors
     ///
     /// The file cannot be made.
@@ -149,6 +154,21 @@ impl Output {
         state.waiting.extend_from_slice(bytes);
         drop(state);
         self.queue.changed.notify_one();
+    }
+
+    /// Hands bytes on that are no lines; never waits. False: they are dropped, because too much is waiting.
+    pub fn write_whole(&self, bytes: &[u8]) -> bool {
+        let mut state = self.queue.lock();
+        if state.gone || self.thread.is_none() {
+            return true;
+        }
+        if state.waiting.len() + bytes.len() > MAX_WAITING && !state.waiting.is_empty() {
+            return false;
+        }
+        state.waiting.extend_from_slice(bytes);
+        drop(state);
+        self.queue.changed.notify_one();
+        true
     }
 
     /// Waits until all is written, and returns how many lines never will be.

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use socktrace_server::{notice, raise_descriptor_limit};
 
 use crate::args::{EngineArg, OnFullArg, RunArgs};
-use crate::engine::child::{self, Signals, Start};
+use crate::engine::child::{self, Signals, Start, Streams};
 use crate::engine::frida::Frida;
 use crate::engine::gate::{self, NotHeld};
 use crate::engine::{Parameters, Place, gadget, preload};
 use crate::live::{Live, exit_code};
+use crate::packets::Keep;
 use crate::program::{self, Refusal};
 
 /// Our own failures', as env(1) and timeout(1) have it: not to be taken for the program's.
@@ -27,6 +28,13 @@ const NEVER_LOADED_BY_FRIDA: &str = "the probe never loaded into the program";
 
 /// `socktrace run`
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
+    let keep = Keep::new(&args.capture)?;
+    let streams = if keep.is_stdout() { Streams::OutputToError } else { Streams::Ours };
+    run_into(args, keep, streams)
+}
+
+/// The same, with what is captured going to `keep`.
+pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode> {
     let name = args.program.first().context("no program given")?;
     let path = match program::find(name) {
         Ok(path) => path,
@@ -56,12 +64,15 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         (None, true) => None,
         (None, false) => Some(preload::prepare(&place, &parameters)?),
     };
+    // While Ctrl-C still works: a FIFO is opened when its reader comes.
+    let kept = keep.open()?;
     let signals = Signals::catch().context("catching signals")?;
-    let live = Live::start(place.bind()?, &args.filter, &args.capture, &args.view)?;
+    let live = Live::start(place.bind()?, &args.filter, kept, &args.view)?;
     let start = Start {
         path: &path,
         arguments: &args.program,
         preload: library.as_ref().map(preload::list_with),
+        streams,
         traced: by_frida,
     };
     let never_loaded = match (hindrance, by_frida) {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -63,6 +63,17 @@ impl Signals {
     }
 }
 
+/// What a program reads from and writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// What we do.
+    Ours,
+    /// Its standard output goes to standard error, because ours is taken.
+    OutputToError,
+    /// Nothing: nobody is there to answer it, nor to read what it says.
+    None,
+}
+
 /// What to start.
 #[derive(Debug)]
 pub struct Start<'a> {
@@ -70,6 +81,7 @@ pub struct Start<'a> {
     /// With the name as the user gave it.
     pub arguments: &'a [OsString],
     pub preload: Option<OsString>,
+    pub streams: Streams,
     /// Whether it stops before its first instruction, with us as its tracer.
     pub traced: bool,
 }
@@ -85,6 +97,15 @@ pub fn start(start: &Start<'_>, signals: &Signals) -> io::Result<Child> {
     command.arg0(name).args(arguments);
     if let Some(preload) = &start.preload {
         command.env("LD_PRELOAD", preload);
+    }
+    match start.streams {
+        Streams::Ours => {}
+        Streams::OutputToError => {
+            command.stdout(io::stderr());
+        }
+        Streams::None => {
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+        }
     }
     let (traced, mask, sigttou) = (start.traced, signals.mask, signals.sigttou);
     let sigpipe = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);

@@ -6,7 +6,7 @@ mod connections;
 mod escape;
 mod hexdump;
 mod line;
-mod losses;
+pub mod losses;
 mod processes;
 mod table;
 
