@@ -21,7 +21,7 @@ const HAND_ON_LEN: usize = 64 << 10;
 struct Tracer {
     scope: Scope,
     recorder: Option<Recorder>,
-    packets: Option<Packets>,
+    packets: Option<Box<Packets>>,
     view: View,
     lines: Vec<u8>,
     /// None: nobody wants to see lines.

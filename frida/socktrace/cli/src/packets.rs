@@ -34,7 +34,7 @@ pub enum Kept {
     Folder(PathBuf, Contents),
     /// `are_shown_elsewhere`: lines would only be in the way, unless they are asked for.
     Packets {
-        packets: Packets,
+        packets: Box<Packets>,
         are_shown_elsewhere: bool,
     },
 }
