@@ -1,6 +1,8 @@
 //! Runs the built `socktrace`, and makes what it reads.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod wireshark;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
