@@ -185,7 +185,7 @@ fn annotations(event: &Event<'_>, payload: Captured<'_>, total: u64, processes: 
     if !payload.bytes.is_empty() {
         all.push(text("preview", preview(payload.bytes)));
     }
-    all.push(text("call", comment::of_event(event, processes)));
+    all.push(text("details", comment::of_event(event, processes)));
     if let Some(fd) = event.fd {
         all.push(DebugAnnotation { int_value: Some(fd.into()), ..named("fd") });
     }
