@@ -254,7 +254,9 @@ fn d_bus_messages() {
     let capture = Capture::of(&dir, &[]);
     capture.is_sound();
     capture.is_what_was_recorded(&dir);
-    assert_eq!(capture.fields("tcp.flags.syn == 1 && tcp.flags.ack == 0", &["tcp.dstport"]), ["60101"]);
+    let calls = capture.fields("dbus.message_type == 1", &["dbus.member", "dbus.path", "frame.interface_name"]);
+    assert_eq!(calls, ["Hello\t/org/freedesktop/DBus\tD-Bus", "ListNames\t/org/freedesktop/DBus\tD-Bus"]);
+    assert!(capture.fields("dbus.message_type == 2", &["frame.comment"]).iter().all(|comment| comment.contains("dbus-send[")));
 }
 
 /// Both ends in one recording: a child asks its parent, on a path and on a pair, and halves of the connection close.

@@ -7,6 +7,9 @@ use globset::{Glob, GlobMatcher};
 /// there, so that its heuristics have the say, and `-d tcp.port==60100,…`.
 pub const UNKNOWN_PORT: u16 = 60100;
 
+/// Of D-Bus, for which Wireshark has no port either; its messages are written on an interface of their own, too.
+pub const DBUS_PORT: u16 = 60101;
+
 /// A protocol by its name, its port, and how a socket of it is known.
 #[derive(Debug)]
 struct Protocol {
@@ -89,8 +92,7 @@ const PROTOCOLS: &[Protocol] = &[
     Protocol { names: &["9p"], port: 564, paths: &[], speaks: never },
     Protocol {
         names: &["dbus", "d-bus"],
-        // Wireshark dissects D-Bus where it is told to: -d tcp.port==60101,dbus
-        port: 60101,
+        port: DBUS_PORT,
         paths: &["/dbus/system_bus_socket", "/run/user/*/bus", "/tmp/dbus-*", "@/tmp/dbus-*", "/at-spi/bus*"],
         speaks: |bytes, from_client| from_client && (bytes.starts_with(b"\0AUTH ") || bytes.starts_with(b"AUTH ")),
     },

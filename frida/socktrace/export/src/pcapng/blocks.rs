@@ -12,6 +12,9 @@ use pcap_file::pcapng::blocks::name_resolution::{Ipv4Record, NameResolutionBlock
 use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
 use pcap_file::{DataLink, Endianness, PcapError};
 
+/// Interfaces, in the order in which they are described.
+const IP: u32 = 0;
+const DBUS: u32 = 1;
 /// Timestamps are in nanoseconds (if_tsresol).
 const NANOSECONDS: u8 = 9;
 /// Names longer than this are cut by Wireshark, with a NUL (its MAXDNSNAMELEN is 257).
@@ -21,6 +24,7 @@ pub(super) struct Blocks<W: Write> {
     writer: PcapNgWriter<W>,
     packets: u64,
     last_ns: u64,
+    has_dbus: bool,
 }
 
 impl<W: Write> std::fmt::Debug for Blocks<W> {
@@ -42,17 +46,9 @@ impl<W: Write> Blocks<W> {
             ..SectionHeaderBlock::default()
         };
         let mut writer = PcapNgWriter::with_section_header(writer, section).map_err(io_error)?;
-        let interface = InterfaceDescriptionBlock {
-            linktype: DataLink::RAW,
-            snaplen: 0,
-            options: vec![
-                InterfaceDescriptionOption::IfName("socktrace".into()),
-                InterfaceDescriptionOption::IfDescription("AF_UNIX sockets, as synthetic TCP and UDP".into()),
-                InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
-            ],
-        };
-        writer.write_pcapng_block(interface).map_err(io_error)?;
-        Ok(Self { writer, packets: 0, last_ns: 0 })
+        let description = "AF_UNIX sockets, as synthetic TCP and UDP";
+        writer.write_pcapng_block(interface("socktrace", description, DataLink::RAW)).map_err(io_error)?;
+        Ok(Self { writer, packets: 0, last_ns: 0, has_dbus: false })
     }
 
     /// Says what an address is called, for the packets that follow.
@@ -66,8 +62,21 @@ impl<W: Write> Blocks<W> {
 
     /// Writes a packet, of which `missing` bytes at the end are not there.
     pub(super) fn packet(&mut self, ns: u64, data: &[u8], missing: usize, comment: &str) -> io::Result<()> {
+        self.packet_of(IP, ns, data, missing, comment)
+    }
+
+    /// Writes a message of D-Bus.
+    pub(super) fn dbus(&mut self, ns: u64, message: &[u8], comment: &str) -> io::Result<()> {
+        if !std::mem::replace(&mut self.has_dbus, true) {
+            let description = "D-Bus messages of the same sockets";
+            self.writer.write_pcapng_block(interface("D-Bus", description, DataLink::DBUS)).map_err(io_error)?;
+        }
+        self.packet_of(DBUS, ns, message, 0, comment)
+    }
+
+    fn packet_of(&mut self, id: u32, ns: u64, data: &[u8], missing: usize, comment: &str) -> io::Result<()> {
         let block = EnhancedPacketBlock {
-            interface_id: 0,
+            interface_id: id,
             // Written in nanoseconds.
             timestamp: Duration::from_nanos(ns),
             original_len: u32::try_from(data.len() + missing).unwrap_or(u32::MAX),
@@ -82,7 +91,7 @@ impl<W: Write> Blocks<W> {
     /// Writes the end: how many events were lost.
     pub(super) fn statistics(&mut self, lost: u64) -> io::Result<()> {
         let block = InterfaceStatisticsBlock {
-            interface_id: 0,
+            interface_id: IP,
             // The upper half comes first in the file, which the crate does not see to.
             timestamp: self.last_ns.rotate_left(32),
             options: vec![
@@ -100,6 +109,18 @@ impl<W: Write> Blocks<W> {
 
     pub(super) fn get_mut(&mut self) -> &mut W {
         self.writer.get_mut()
+    }
+}
+
+fn interface<'a>(name: &'a str, description: &'a str, linktype: DataLink) -> InterfaceDescriptionBlock<'a> {
+    InterfaceDescriptionBlock {
+        linktype,
+        snaplen: 0,
+        options: vec![
+            InterfaceDescriptionOption::IfName(name.into()),
+            InterfaceDescriptionOption::IfDescription(description.into()),
+            InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
+        ],
     }
 }
 

@@ -82,6 +82,11 @@ impl Conversation {
         }
     }
 
+    /// Of the last packet, in nanoseconds since the Unix epoch.
+    pub(super) fn last_ns(&self) -> u64 {
+        self.last_ns
+    }
+
     /// Times do not run backwards within a conversation.
     fn at(&mut self, ns: u64) -> u64 {
         self.last_ns = self.last_ns.max(ns);

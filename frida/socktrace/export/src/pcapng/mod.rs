@@ -3,6 +3,7 @@
 mod addresses;
 mod blocks;
 mod conversation;
+mod dbus;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -12,7 +13,7 @@ use lru::LruCache;
 use socktrace_server::event::Direction;
 use socktrace_server::{Event, EventType};
 
-use crate::decode::{Decode, UNKNOWN_PORT};
+use crate::decode::{DBUS_PORT, Decode, UNKNOWN_PORT};
 use crate::pairs::Pairs;
 use crate::processes::Processes;
 use crate::stream::Track;
@@ -21,6 +22,7 @@ use crate::{Captured, Exporter, comment, is_client, is_datagram, is_midstream, t
 use addresses::Addresses;
 use blocks::Blocks;
 use conversation::{Conversation, Endpoint, Side};
+use dbus::Messages;
 
 /// Clients' ports begin here: above all that a dissector of Wireshark is registered for, and above all of servers, because
 /// Wireshark asks the lower port's dissector first.
@@ -49,6 +51,8 @@ struct End {
 struct Talk {
     conversation: Conversation,
     is_datagram: bool,
+    /// Of D-Bus: what the client, and the server, sends.
+    dbus: Option<Box<[Messages; 2]>>,
     /// Ends of which more may be shown.
     ends: u32,
 }
@@ -199,7 +203,8 @@ impl<W: Write> Pcapng<W> {
             conversation.handshake(&mut self.blocks, *ns, comment)?;
         }
         let Pending { is_datagram, ends, .. } = pending;
-        self.talks.insert(key, Talk { conversation, is_datagram, ends });
+        let dbus = (port == DBUS_PORT && !is_datagram).then(Box::default);
+        self.talks.insert(key, Talk { conversation, is_datagram, dbus, ends });
         Ok(())
     }
 
@@ -251,7 +256,11 @@ impl<W: Write> Pcapng<W> {
             let missing = missing.saturating_sub(bytes.len() as u64);
             return talk.conversation.datagram(&mut self.blocks, side, (bytes, missing), ns, &comment);
         }
-        talk.conversation.message(&mut self.blocks, (side, place), bytes, ns, &comment)
+        talk.conversation.message(&mut self.blocks, (side, place), bytes, ns, &comment)?;
+        let Some(dbus) = &mut talk.dbus else { return Ok(()) };
+        let (ns, blocks) = (talk.conversation.last_ns(), &mut self.blocks);
+        let mut hand_on = |message: &[u8]| blocks.dbus(ns, message, &comment);
+        dbus[usize::from(!from_client)].feed(from_client, place.at, bytes, &mut hand_on)
     }
 
     /// One direction or both were shut (shutdown(2)): the sender says no more.
