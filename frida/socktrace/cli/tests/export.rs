@@ -284,6 +284,7 @@ fn big(folder: &Path, payload: u64) -> u64 {
 }
 
 /// How a process ended, and the most memory that it had, in bytes.
+#[expect(clippy::zombie_processes, reason = "wait4(2) waits for it")]
 fn peak_memory(args: &[&str]) -> (i32, u64) {
     let child = Command::new(SOCKTRACE).args(args).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());

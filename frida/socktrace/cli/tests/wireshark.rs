@@ -256,7 +256,12 @@ fn d_bus_messages() {
     capture.is_what_was_recorded(&dir);
     let calls = capture.fields("dbus.message_type == 1", &["dbus.member", "dbus.path", "frame.interface_name"]);
     assert_eq!(calls, ["Hello\t/org/freedesktop/DBus\tD-Bus", "ListNames\t/org/freedesktop/DBus\tD-Bus"]);
-    assert!(capture.fields("dbus.message_type == 2", &["frame.comment"]).iter().all(|comment| comment.contains("dbus-send[")));
+    assert!(
+        capture
+            .fields("dbus.message_type == 2", &["frame.comment"])
+            .iter()
+            .all(|comment| comment.contains("dbus-send["))
+    );
 }
 
 /// Both ends in one recording: a child asks its parent, on a path and on a pair, and halves of the connection close.
