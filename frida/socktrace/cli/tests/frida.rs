@@ -175,3 +175,24 @@ fn by_name() {
     echo.child.kill().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn packets_of_a_running_process() {
+    let test = "packets_of_a_running_process";
+    let Some(frida) = frida(test) else { return };
+    if !harness::wireshark::is_there(test) {
+        return;
+    }
+    let (folder, program) = build();
+    let file = folder.path().join("live.pcapng");
+    let mut echo = Echo::start(Command::new(program));
+    echo.say("before");
+    let attached = Attached::to(&frida, echo.child.id(), &["-w", file.to_str().unwrap()]);
+    echo.say("hello");
+    echo.stdin = None;
+    assert_eq!(attached.rest().0, Some(0));
+    let shown = harness::wireshark::tshark(&["-r", file.to_str().unwrap(), "-T", "fields", "-e", "tcp.payload"]);
+    // One end's view of the pair, which was open before: no SYN.
+    let payloads: Vec<_> = shown.out.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(payloads, ["68656c6c6f0a"], "{}", shown.out);
+}

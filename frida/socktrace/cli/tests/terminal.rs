@@ -162,3 +162,24 @@ fn a_pipe_closed_early_is_quiet() {
     assert!(lines[0].contains(" start "), "{screen}");
     assert!(lines[1].trim_end() == "over", "{screen}");
 }
+
+#[test]
+fn a_long_export_shows_how_far_it_is() {
+    if !has("tmux", "a_long_export_shows_how_far_it_is") {
+        return;
+    }
+    let mut traffic = harness::Traffic::of(1, "/x").open("c:1", "/c", "connect", &[]);
+    for _ in 0..4000 {
+        traffic = traffic.data("c:1", "/c", gttr::Direction::Out, &[b'x'; 1000]);
+    }
+    let recording = harness::Recording::of(&[traffic]);
+    let terminal = Terminal::open();
+    // It takes as long as its reader does, who waits for the bar.
+    let go = terminal.folder.path().join("go");
+    let reader = format!("(sleep 1; head -c 1000000; while ! test -e {}; do sleep 0.05; done; cat)", go.display());
+    let export = format!("{SOCKTRACE} export {} -o - --format pcapng", recording.path);
+    terminal.line(&format!("{export} | {reader} > /dev/null; echo all-was-$((1 + 1))-read"));
+    terminal.until("a bar", |screen| screen.contains('%') && screen.contains('█'));
+    std::fs::write(&go, "").unwrap();
+    terminal.until("the end", |screen| screen.contains("all-was-2-read") && !screen.contains('█'));
+}

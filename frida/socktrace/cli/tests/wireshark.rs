@@ -146,6 +146,36 @@ fn http_with_chunked_bodies() {
     assert!(found.contains(&expected), "{:?}", found.iter().map(Vec::len).collect::<Vec<_>>());
 }
 
+/// A server and its client, which speak HTTP/2 at once (RFC 9113, "Prior Knowledge").
+const HTTP2: &str = r#"
+const http2 = require('http2'), net = require('net'), path = process.argv[2];
+const server = http2.createServer();
+server.on('stream', stream => { stream.respond({':status': 200}); stream.end('x'.repeat(100000)); });
+server.listen(path, () => {
+  const client = http2.connect('http://localhost', {createConnection: () => net.connect(path)});
+  const request = client.request({':path': '/v1/containers'});
+  request.resume();
+  request.on('end', () => { client.close(); server.close(); });
+  request.end();
+});
+"#;
+
+#[test]
+fn http2_requests() {
+    let test = "http2_requests";
+    if !is_there(test) || !has("node", test) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, script) = (folder.path().join("h2.sock"), folder.path().join("h2.js"));
+    fs::write(&script, HTTP2).unwrap();
+    let dir = record(folder.path(), &["node", text(&script), text(&socket)]);
+    let capture = Capture::of(&dir, &[]);
+    capture.is_sound();
+    capture.is_what_was_recorded(&dir);
+    assert_eq!(capture.fields("http2.headers.path", &["http2.headers.path"]), ["/v1/containers"]);
+}
+
 /// Where Debian and others keep what a server's administrator runs.
 fn postgres_program(name: &str) -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -402,7 +432,7 @@ mod made {
         assert!(syslog.len() == 1 && syslog[0].contains("program: hello"), "{syslog:?}");
         let lengths = capture.fields("udp && !syslog", &["udp.length", "frame.cap_len"]);
         assert_eq!(lengths, ["8\t28", "65515\t65535", "34501\t34521", "1008\t31"]);
-        assert_eq!(capture.tshark(&["-q", "-z", "follow,udp,raw,0"])[5], hex(message));
+        assert_eq!(capture.tshark(&["-q", "-z", "follow,udp,raw,0"])[6], hex(message));
     }
 
     fn hex(bytes: &[u8]) -> String {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use socktrace_server::recording::Location;
-use socktrace_server::{Event, Recording};
+use socktrace_server::{Event, EventType, Recording};
 
 use crate::decode::{Decode, SNIFFED_LEN};
 use crate::survey::Survey;
@@ -81,8 +81,7 @@ pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<
         at += line.len() as u64 + 1;
         let Some(event) = recording.event(&line) else { continue };
         report.events += 1;
-        report.has_ended = event.kind == socktrace_server::EventType::HostShutdown;
-        tell(options, report.events, end + at, end);
+        report.has_ended = event.kind == EventType::HostShutdown;
         (options.note)(&event);
         let location = recording.locate(&event);
         if !filter(&event) {
@@ -93,8 +92,13 @@ pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<
         if waiting.lines.len() > WINDOW {
             waiting.hand_on(&mut recording, exporter, &mut survey)?;
         }
+        tell(options, report.events, end + at - waiting.bytes, end);
     }
-    while waiting.hand_on(&mut recording, exporter, &mut survey)? {}
+    let mut lines = 0;
+    while waiting.hand_on(&mut recording, exporter, &mut survey)? {
+        lines += 1;
+        tell(options, lines, 2 * end - waiting.bytes.min(end), end);
+    }
     (options.progress)(Progress { done: 2 * end, total: 2 * end });
     if recording.next_line().with_context(shown)?.is_none() {
         report.torn = recording.torn_len();
@@ -141,10 +145,13 @@ struct Waiting {
     /// By time, and by order of arrival where that is the same.
     lines: BTreeMap<(u64, u64), (Vec<u8>, Location)>,
     arrived: u64,
+    /// Of the lines, in events.jsonl.
+    bytes: u64,
 }
 
 impl Waiting {
     fn push(&mut self, ns: u64, line: Vec<u8>, location: Location) {
+        self.bytes += line.len() as u64 + 1;
         self.lines.insert((ns, self.arrived), (line, location));
         self.arrived += 1;
     }
@@ -152,6 +159,7 @@ impl Waiting {
     /// Hands the earliest on; false: there is none.
     fn hand_on(&mut self, recording: &mut Recording, exporter: &mut dyn Exporter, survey: &mut Survey) -> Result<bool> {
         let Some((_, (line, location))) = self.lines.pop_first() else { return Ok(false) };
+        self.bytes -= line.len() as u64 + 1;
         let payload = recording.read(&location, exporter.needed_bytes());
         // It was one when it was read.
         let Some(event) = recording.event(&line) else { return Ok(true) };
