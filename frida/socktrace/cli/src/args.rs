@@ -12,9 +12,6 @@ use socktrace_server::SockType;
 /// Numbers are handed on to JavaScript, which knows whole ones up to 2^53 - 1.
 pub const EVERYTHING: u64 = (1 << 53) - 1;
 
-/// Descriptors that are traced unless more are asked for.
-pub const MAX_FDS: u32 = 4096;
-
 /// Shows what programs say over AF_UNIX sockets, as strace shows system calls and tcpdump packets.
 #[derive(Debug, Parser)]
 #[command(name = "socktrace", version, arg_required_else_help = true, after_help = EXAMPLES)]
@@ -220,7 +217,7 @@ pub struct CaptureArgs {
           value_parser = clap::value_parser!(u64).range(..=EVERYTHING))]
     pub max_bytes: u64,
     /// Trace descriptors below N
-    #[arg(long, value_name = "N", default_value_t = MAX_FDS, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_fds: u32,
     /// How events come here: shm, a ring in shared memory, or stream, a socket
     #[arg(long, value_enum, default_value_t = TransportArg::Shm)]

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, FromArgMatches};
 use socktrace_export::Decode;
 
-use crate::args::{AttachArgs, CaptureArgs, EngineArg, ExtcapArgs, FilterArgs, MAX_FDS, RunArgs, ViewArgs};
+use crate::args::{AttachArgs, CaptureArgs, EngineArg, ExtcapArgs, FilterArgs, RunArgs, ViewArgs};
 use crate::attach::attach_into;
 use crate::engine::child::Streams;
 use crate::packets::Keep;
@@ -71,16 +72,7 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
     let decode = words(&args.decode);
     let keep = Keep::packets_to(fifo, Decode::new(decode.iter().map(String::as_str))?);
     let filter = FilterArgs { path: words(&args.path), ..FilterArgs::default() };
-    let max_bytes = args.max_bytes;
-    let capture = CaptureArgs {
-        record: None,
-        no_payload_files: false,
-        no_events: false,
-        format: None,
-        decode: Vec::new(),
-        max_bytes,
-        max_fds: MAX_FDS,
-    };
+    let capture = CaptureArgs { max_bytes: args.max_bytes, ..defaults()? };
     if let Some(command) = args.command.as_deref().filter(|command| !command.trim().is_empty()) {
         let run = RunArgs {
             engine: EngineArg::Preload,
@@ -108,6 +100,13 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
         view: ViewArgs::default(),
     };
     attach_into(&attach, keep)
+}
+
+/// What is captured unless more is asked for.
+fn defaults() -> Result<CaptureArgs> {
+    let command = CaptureArgs::augment_args(clap::Command::new(NAME).no_binary_name(true));
+    let matches = command.try_get_matches_from(std::iter::empty::<&str>())?;
+    Ok(CaptureArgs::from_arg_matches(&matches)?)
 }
 
 /// Puts a script that calls this very executable into the user's extcap folder.
@@ -156,6 +155,11 @@ fn folder_from(text: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn everything_is_captured_unless_less_is_asked_for() {
+        assert_eq!(defaults().unwrap().max_bytes, crate::args::EVERYTHING);
+    }
 
     #[test]
     fn where_wireshark_looks() {
