@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::recording::{Credentials, PassedFd};
+
 /// Which way bytes moved, seen from the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Received.
+    #[default]
     In,
     /// Sent.
     Out,
@@ -17,6 +20,9 @@ pub enum Direction {
 /// A connection that the program made, a listener, or the end of a connection.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Opened {
+    /// What made a random program do it.
+    #[serde(default)]
+    pub seed: u64,
     /// Of the process that made it.
     pub pid: u32,
     /// Its number when it was made.
@@ -32,13 +38,18 @@ pub struct Opened {
     pub path: String,
 }
 
-/// One call that moved bytes.
-#[derive(Clone, Debug, Deserialize)]
+/// One call that moved bytes, or one message of a call of many. What a program does not say of it has its default.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Moved {
+    /// What made a random program do it.
+    pub seed: u64,
     /// Which socket.
     pub inode: u64,
     /// Of the process that called.
     pub pid: u32,
+    /// Of the thread.
+    pub tid: u32,
     /// Which way.
     pub direction: Direction,
     /// The function.
@@ -46,6 +57,20 @@ pub struct Moved {
     /// The bytes.
     #[serde(deserialize_with = "from_hex")]
     pub data: Vec<u8>,
+    /// The path that its event has to have.
+    pub path: Option<String>,
+    /// Whether the message was longer than what was received of it.
+    pub cut: Option<bool>,
+    /// MSG_OOB and MSG_CTRUNC.
+    pub flags: u32,
+    /// Descriptors that it carried.
+    pub fds: Vec<PassedFd>,
+    /// Who sent it.
+    pub credentials: Option<Credentials>,
+    /// The sender's pidfd.
+    pub pidfd: Option<u32>,
+    /// Whether the bytes were never in the program's memory, so that their number is all that has to be recorded.
+    pub by_number: bool,
 }
 
 #[derive(Deserialize)]

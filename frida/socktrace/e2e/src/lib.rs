@@ -24,7 +24,7 @@ pub use frida::{Frida, Injected};
 pub use needs::{Needs, announce_skipped, find_program, has_programs};
 pub use oracle::Oracle;
 pub use process::{Ending, Process, children, send_signal};
-pub use recording::{Connection, Event, Recording};
+pub use recording::{Connection, Credentials, Event, PassedFd, Recording};
 pub use relay::{Conversation, Relay};
 pub use server::{Server, SockType};
 pub use stage::{PATIENCE, Stage, until};

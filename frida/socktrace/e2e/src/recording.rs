@@ -7,6 +7,26 @@ use serde::Deserialize;
 
 use crate::account::Direction;
 
+/// A descriptor that a message carried.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct PassedFd {
+    /// Its number in the process that sent or received it.
+    pub fd: i32,
+    /// What it leads to.
+    pub what: String,
+}
+
+/// Who sent a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Credentials {
+    /// Process id.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
 /// One line of events.jsonl, by the documented names.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -56,8 +76,24 @@ pub struct Event {
     pub part: Option<u32>,
     /// Of how many.
     pub parts: Option<u32>,
-    /// Bytes that it moved without their having been in the program's memory.
+    /// How long the call took, in nanoseconds.
+    pub duration_ns: Option<u64>,
+    /// When it was entered, in nanoseconds, if that is not `ts_ns`.
+    pub entered_ns: Option<u64>,
+    /// Bytes that the call moved past the program's memory.
     pub uncaptured: Option<u64>,
+    /// Of the message.
+    pub flags: Option<String>,
+    /// Whether the message was longer than what was received of it.
+    pub truncated: Option<String>,
+    /// Descriptors that the message carried.
+    pub fds: Vec<PassedFd>,
+    /// Who sent the message.
+    pub credentials: Option<Credentials>,
+    /// The sender's security context.
+    pub security: Option<String>,
+    /// The sender's pidfd.
+    pub pidfd: Option<u32>,
     /// Parent's process id.
     pub ppid: Option<u32>,
     /// The executable.

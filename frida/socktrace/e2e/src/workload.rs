@@ -43,9 +43,14 @@ impl Workload {
 
     /// Starts it without Frida.
     pub fn start(stage: &Stage, cases: &[&str]) -> Self {
+        Self::start_program(&Self::program(), stage, cases)
+    }
+
+    /// The same of another program that takes the same arguments.
+    pub fn start_program(program: &Path, stage: &Stage, cases: &[&str]) -> Self {
         let (account, args) = Self::args(stage, cases);
         let args: Vec<&str> = args.iter().map(|arg| &**arg).collect();
-        let process = Process::start(&Self::program(), &args, Stdio::null(), &stage.path("workload.txt"));
+        let process = Process::start(program, &args, Stdio::null(), &stage.path("workload.txt"));
         Self::let_go(stage);
         Self { process, output: None, account }
     }
@@ -76,9 +81,14 @@ impl Workload {
 
     /// The same by a Frida of the caller's.
     pub fn spawn_by(frida: &Frida, stage: &Stage, parameters: &Value, cases: &[&str]) -> Self {
+        Self::spawn_program(&Self::program(), frida, stage, parameters, cases)
+    }
+
+    /// The same of another program that takes the same arguments.
+    pub fn spawn_program(program: &Path, frida: &Frida, stage: &Stage, parameters: &Value, cases: &[&str]) -> Self {
         let (account, args) = Self::args(stage, cases);
         let args: Vec<&str> = args.iter().map(|arg| &**arg).collect();
-        let output = frida.spawn(stage, "workload", parameters, &Self::program(), &args);
+        let output = frida.spawn(stage, "workload", parameters, program, &args);
         Self::let_go(stage);
         let pid = until("the workload begins", || Account::read(&account).pid());
         Self { process: Process::of_pid(pid), output: Some(output), account }
@@ -89,7 +99,7 @@ impl Workload {
         Self::preload_program(&Self::program(), stage, parameters, cases)
     }
 
-    /// The same of the workload as another compiler built it.
+    /// The same of the workload as another compiler built it, or another program that takes the same arguments.
     pub fn preload_program(program: &Path, stage: &Stage, parameters: &Value, cases: &[&str]) -> Self {
         let (account, args) = Self::args(stage, cases);
         let mut command = Command::new(program);

@@ -9,7 +9,7 @@ use crate::actor::{Actor, Outcome, Socket, no_address, outcome};
 use crate::ancillary::{self, Arrived, arrived};
 use crate::log::{self, Moved};
 use crate::rng::hash;
-use crate::sending::{is_nonblocking, is_ready, scatter, some_len};
+use crate::sending::{has_error, is_nonblocking, is_ready, scatter, some_len};
 
 /// Every call that receives bytes into memory.
 pub const CALLS: [&str; 17] = [
@@ -107,7 +107,7 @@ pub fn receive_by(actor: &mut Actor, at: usize, call: &'static str) {
 impl Request {
     /// Whether the next message, of a socket that keeps messages apart, is longer than this: a look that is not seen.
     fn will_be_cut(&self, room: usize) -> Option<bool> {
-        if self.socket.kind == libc::SOCK_STREAM {
+        if self.socket.kind == libc::SOCK_STREAM || has_error(self.fd) {
             return None;
         }
         let flags = rustix::net::RecvFlags::from_bits_retain(

@@ -33,6 +33,12 @@ pub fn is_ready(fd: c_int, events: PollFlags) -> bool {
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n == 1)
 }
 
+/// Whether an error waits for the next call to take it.
+pub fn has_error(fd: c_int) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(unseen(fd), PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && fds[0].revents().contains(PollFlags::ERR)
+}
+
 /// Whether its reads and writes fail rather than wait.
 pub fn is_nonblocking(fd: c_int) -> bool {
     rustix::fs::fcntl_getfl(unseen(fd)).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::NONBLOCK))
@@ -40,13 +46,14 @@ pub fn is_nonblocking(fd: c_int) -> bool {
 
 /// A length, most often a small one.
 pub fn some_len(actor: &mut Actor) -> usize {
-    match actor.rng.below(40) {
-        0 => 0,
-        1 => 1,
-        2..=25 => 1 + actor.rng.below(64),
-        26..=35 => 65 + actor.rng.below(1000),
-        36..=38 => 1000 + actor.rng.below(8000),
-        _ => 20_000 + actor.rng.below(60_000),
+    match actor.rng.below(300) {
+        0..8 => 0,
+        8..16 => 1,
+        16..220 => 1 + actor.rng.below(64),
+        220..290 => 65 + actor.rng.below(1000),
+        290..299 => 1000 + actor.rng.below(8000),
+        // More than a frame takes.
+        _ => 70_000,
     }
 }
 

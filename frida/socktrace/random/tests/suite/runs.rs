@@ -1,0 +1,111 @@
+//! Runs of the program: untraced, and by engine and transport.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::json;
+use socktrace_e2e::{Account, Frida, Server, SockType, Stage, Workload, preload_files};
+
+use crate::compare;
+
+/// How the probe comes into the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// LD_PRELOAD.
+    Preload,
+    /// Frida's `frida -f`.
+    Frida,
+}
+
+/// What a seed's threads and processes logged, by their keys.
+pub type Results = BTreeMap<(u64, String), Vec<String>>;
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The seeds.
+    pub seeds: Range<u64>,
+    /// The operations that are left of them.
+    pub keep: Option<Vec<String>>,
+}
+
+impl Work {
+    fn cases(&self) -> Vec<String> {
+        let mut cases = vec![format!("seeds={}..{}", self.seeds.start, self.seeds.end)];
+        cases.extend(self.keep.as_ref().map(|kept| format!("keep={}", kept.join(","))));
+        cases
+    }
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_socktrace-random"))
+}
+
+/// What the program gives without tracing.
+pub fn untraced(work: &Work) -> Results {
+    let stage = Stage::new();
+    let cases = work.cases();
+    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
+    Workload::start_program(program(), &stage, &cases).finish();
+    results(&stage)
+}
+
+/// What it gives traced, and how the recording differs from its account.
+pub fn traced(engine: Engine, sock_type: SockType, work: &Work) -> (Results, Vec<String>) {
+    let stage = Stage::new();
+    let server = Server::start(&stage, sock_type);
+    let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name() }));
+    let cases = work.cases();
+    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
+    let workload = match engine {
+        Engine::Preload => Workload::preload_program(program(), &stage, &parameters, &cases),
+        Engine::Frida => {
+            // Programs that are executed load the probe from there.
+            let preload = preload_files(&stage, &parameters);
+            let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name(), "preload": preload }));
+            Workload::spawn_program(program(), &Frida::new(), &stage, &parameters, &cases)
+        }
+    };
+    let account: Account = workload.finish();
+    let recording = server.stop();
+    (results(&stage), compare::differences(&account, &recording))
+}
+
+fn results(stage: &Stage) -> Results {
+    let path = stage.path("account.results");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut results = Results::new();
+    for line in text.lines() {
+        let mut words = line.splitn(3, ' ');
+        let (seed, key) = (words.next().and_then(|seed| seed.parse().ok()), words.next());
+        let (Some(seed), Some(key), Some(rest)) = (seed, key, words.next()) else { panic!("a result: {line}") };
+        results.entry((seed, key.to_owned())).or_default().push(rest.to_owned());
+    }
+    results
+}
+
+/// The first result in which each thread or process differs.
+pub fn disturbed(untraced: &Results, traced: &Results) -> Vec<String> {
+    let mut keys: Vec<&(u64, String)> = untraced.keys().chain(traced.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let none = Vec::new();
+    let first = |key: &&(u64, String)| {
+        let (is, was) = (untraced.get(key).unwrap_or(&none), traced.get(key).unwrap_or(&none));
+        let at = (0..is.len().max(was.len())).find(|at| is.get(*at) != was.get(*at))?;
+        let (seed, thread) = key;
+        Some(format!("seed {seed}: {thread}: untraced {:?}, traced {:?}", is.get(at), was.get(at)))
+    };
+    keys.iter().filter_map(|key| first(key)).collect()
+}
+
+/// The operations that a run's results speak of.
+pub fn operations(results: &Results) -> Vec<String> {
+    let mut operations = Vec::new();
+    for ((_, key), lines) in results {
+        let begun = lines.iter().filter(|line| line.split(' ').nth(1) == Some("-"));
+        operations.extend(begun.map(|line| format!("{key}:{}", line.split(' ').next().unwrap_or(""))));
+    }
+    operations
+}
