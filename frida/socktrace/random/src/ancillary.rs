@@ -149,10 +149,10 @@ fn socket_name(fd: c_int) -> String {
     use rustix::net::{SocketAddrAny, getpeername, getsockname};
     let shown = |address: SocketAddrAny| {
         let address = rustix::net::SocketAddrUnix::try_from(address).ok()?;
-        if let Some(name) = address.abstract_name() {
+        if let Some(name) = address.abstract_name().filter(|name| !name.is_empty()) {
             return Some(format!("@{}", escaped(name)));
         }
-        address.path().map(|path| escaped(path.to_bytes()))
+        address.path().filter(|path| !path.is_empty()).map(|path| escaped(path.to_bytes()))
     };
     let own = getsockname(unseen(fd)).ok().and_then(shown);
     let name = own.or_else(|| getpeername(unseen(fd)).ok().flatten().and_then(shown));

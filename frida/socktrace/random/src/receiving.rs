@@ -9,7 +9,7 @@ use crate::actor::{Actor, Outcome, Socket, no_address, outcome};
 use crate::ancillary::{self, Arrived, arrived};
 use crate::log::{self, Moved};
 use crate::rng::hash;
-use crate::sending::{has_error, is_nonblocking, is_ready, scatter, some_len};
+use crate::sending::{has_error, is_hung_up, is_nonblocking, is_ready, scatter, some_len};
 
 /// Every call that receives bytes into memory.
 pub const CALLS: [&str; 17] = [
@@ -62,6 +62,8 @@ struct Request {
     socket: Socket,
     call: &'static str,
     flags: c_int,
+    /// Bytes that there is room for.
+    room: usize,
 }
 
 /// Receives by this call.
@@ -81,7 +83,7 @@ pub fn receive_by(actor: &mut Actor, at: usize, call: &'static str) {
         flags |= libc::MSG_DONTWAIT;
     }
     let mut buffer = vec![0; len];
-    let request = Request { fd, socket, call, flags };
+    let request = Request { fd, socket, call, flags, room: len };
     match call.strip_prefix("syscall:").unwrap_or(call) {
         "recv" | "__recv_chk" => {
             let bytes = buffer.as_mut_ptr();
@@ -129,9 +131,12 @@ impl Request {
     }
 
     fn account(&self, data: &[u8], cut: Option<bool>, from: Option<&Source>, flags: c_int, arrived: &Arrived) {
-        let is_end = data.is_empty() && self.socket.kind != libc::SOCK_DGRAM;
+        // A message without bytes looks like the end; but nothing follows that.
+        let is_end = data.is_empty()
+            && cut != Some(true)
+            && (self.socket.kind == libc::SOCK_STREAM || is_hung_up(self.fd));
         // A read(2) of no bytes does not ask the socket.
-        let is_nothing = data.is_empty() && (self.call.contains("read") && cut.is_none());
+        let is_nothing = self.room == 0 && self.call.contains("read");
         if self.flags & libc::MSG_PEEK != 0 || is_end || is_nothing {
             return;
         }

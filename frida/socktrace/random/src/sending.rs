@@ -33,6 +33,13 @@ pub fn is_ready(fd: c_int, events: PollFlags) -> bool {
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n == 1)
 }
 
+/// Whether nothing more will come.
+pub fn is_hung_up(fd: c_int) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(unseen(fd), PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+        && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
+}
+
 /// Whether an error waits for the next call to take it.
 pub fn has_error(fd: c_int) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(unseen(fd), PollFlags::empty())];
@@ -155,7 +162,8 @@ pub fn account_sent(
     fds: &[Passed],
 ) {
     let Ok(moved) = usize::try_from(moved) else { return };
-    if moved == 0 && socket.kind == libc::SOCK_STREAM {
+    // writev(2) and pwritev2(2) of nothing do not ask the socket; write(2) does.
+    if moved == 0 && (socket.kind == libc::SOCK_STREAM || call.contains("writev")) {
         return;
     }
     // A stream's peer is who it is connected to, whatever is asked for.

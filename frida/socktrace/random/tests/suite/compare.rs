@@ -264,10 +264,16 @@ fn compare_ends(account: &Account, recorded: &Recorded, differences: &mut Vec<St
 /// What was closed unseen may be noticed; a datagram socket that changes its peer ends one conversation; a half that is
 /// shut before the connection is heard of is not.
 fn are_ends(is: &[&str], said: &[&str]) -> bool {
-    let whole = |hows: &[&str]| -> Vec<String> {
-        let seen = hows.iter().filter(|how| !how.starts_with("shutdown:") && !["connect", "vanished", "unseen"].contains(how));
-        seen.map(|how| (*how).to_owned()).collect()
-    };
     let halves = |hows: &[&str]| hows.iter().filter(|how| how.starts_with("shutdown:")).count();
-    whole(is) == whole(said) && halves(said) <= halves(is)
+    let is_whole = |how: &&&str| !how.starts_with("shutdown:") && !["connect", "vanished"].contains(how);
+    let (mut whole, said_whole): (Vec<&&str>, Vec<&&str>) =
+        (is.iter().filter(is_whole).collect(), said.iter().filter(is_whole).collect());
+    if let Some(unseen) = whole.iter().position(|how| **how == "unseen") {
+        whole.remove(unseen);
+        // Noticed when something else of that number was closed, say.
+        if said_whole.len() > whole.len() {
+            whole.insert(unseen, said_whole[unseen.min(said_whole.len() - 1)]);
+        }
+    }
+    whole == said_whole && halves(said) <= halves(is)
 }
