@@ -38,6 +38,13 @@ impl Control {
         }
     }
 
+    /// With these descriptors.
+    pub fn rights(fds: &[c_int]) -> Self {
+        let mut control = Self { fds: fds.to_vec(), ..Self::default() };
+        control.push(libc::SCM_RIGHTS, &fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect::<Vec<_>>());
+        control
+    }
+
     /// Points a message at it.
     pub fn put_into(&mut self, message: &mut msghdr) {
         if self.len != 0 {
@@ -82,8 +89,7 @@ pub fn rights_and_credentials(actor: &mut Actor) -> (Control, Kept) {
             // No descriptor: EBADF, and nothing is sent.
             control.fds.push(999_999);
         }
-        let data: Vec<u8> = control.fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
-        control.push(libc::SCM_RIGHTS, &data);
+        control = Control::rights(&control.fds);
     }
     if actor.rng.one_in(3) {
         let own = [std::process::id(), rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()];

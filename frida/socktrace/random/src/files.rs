@@ -1,7 +1,7 @@
 //! Bytes between sockets and files or pipes (sendfile(2), splice(2), tee(2), vmsplice(2)), libc's buffered files
 //! (fdopen(3)), and descriptors taken from a process (pidfd_getfd(2)).
 
-use std::ffi::{c_int, c_long, c_uint, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use rustix::event::PollFlags;
@@ -12,6 +12,7 @@ use crate::actor::{Actor, Socket, outcome};
 use crate::log::{self, Moved};
 use crate::rng::hash;
 use crate::sending::is_ready;
+use crate::undeclared::{__fpurge, pidfd_getfd};
 
 fn memory_file(actor: &mut Actor, len: usize) -> (OwnedFd, Vec<u8>) {
     let file = rustix::fs::memfd_create("source", MemfdFlags::CLOEXEC).expect("a memfd");
@@ -213,10 +214,4 @@ pub fn take_by_pidfd(actor: &mut Actor) {
     if outcome.value >= 0 {
         actor.adopt(outcome.value as c_int, kind);
     }
-}
-
-// The libc crate does not declare them.
-unsafe extern "C" {
-    fn pidfd_getfd(pidfd: c_int, fd: c_int, flags: c_uint) -> c_int;
-    fn __fpurge(file: *mut libc::FILE);
 }

@@ -166,9 +166,15 @@ fn begin_record(line: &mut impl fmt::Write, truth: &str, inode: u64) -> fmt::Res
 
 /// Accounts for the end of a connection: the process's last descriptor of it was closed by `how`, or a direction shut.
 pub fn closed(inode: u64, fd: i32, socket_type: i32, how: &str) {
+    began("close", inode, fd, socket_type, how, "");
+}
+
+/// Accounts for an `open`, a `listen` or a `close`.
+pub fn began(truth: &str, inode: u64, fd: i32, socket_type: i32, how: &str, path: &str) {
     let mut line = Short { bytes: [0; 512], len: 0 };
-    begin_record(&mut line, "close", inode)
-        .and_then(|()| writeln!(line, ",\"fd\":{fd},\"type\":{socket_type},\"how\":\"{how}\",\"path\":\"\"}}"))
+    begin_record(&mut line, truth, inode)
+        .and_then(|()| write!(line, ",\"fd\":{fd},\"type\":{socket_type},\"how\":\"{how}\""))
+        .and_then(|()| writeln!(line, ",\"path\":\"{}\"}}", Escaped(path)))
         .expect("a short line");
     put(&ACCOUNT, &line.bytes[..line.len]);
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! socktrace-random ACCOUNT DIR seeds=FROM..TO [size=N] [keep=KEY:NUMBER,…]
+//! socktrace-random ACCOUNT DIR coverage
 //! ```
 //!
 //! For each seed a process is forked that does N operations (a third of the seeds: in three threads), among them
@@ -12,17 +13,20 @@
 
 mod actor;
 mod ancillary;
+mod coverage;
 mod failures;
 mod files;
 mod log;
 mod processes;
 mod receiving;
+mod ring;
 mod rng;
 mod script;
 mod sending;
 mod signals;
 mod sockets;
 mod twice;
+mod undeclared;
 mod waiting;
 
 use std::ffi::{CString, c_int};
@@ -52,6 +56,8 @@ struct Request {
     dir: PathBuf,
     seeds: Range<u64>,
     size: usize,
+    /// Every operation once, instead of seeds.
+    coverage: bool,
 }
 
 fn main() -> ExitCode {
@@ -67,6 +73,7 @@ fn main() -> ExitCode {
         Err(complaint) => {
             eprintln!("socktrace-random: {complaint}");
             eprintln!("usage: socktrace-random ACCOUNT DIR seeds=FROM..TO [size=N] [keep=KEY:NUMBER,…]");
+            eprintln!("       socktrace-random ACCOUNT DIR coverage");
             return ExitCode::from(2);
         }
     };
@@ -80,7 +87,7 @@ fn status(number: c_int) -> ExitCode {
 
 fn parse(words: &[String]) -> Result<Request, String> {
     let [account, dir, options @ ..] = words else { return Err("ACCOUNT and DIR are missing".into()) };
-    let mut request = Request { account: account.into(), dir: dir.into(), seeds: 0..0, size: SIZE };
+    let mut request = Request { account: account.into(), dir: dir.into(), seeds: 0..0, size: SIZE, coverage: false };
     for option in options {
         let complaint = || format!("{option}: not understood");
         match option.split_once('=') {
@@ -90,10 +97,15 @@ fn parse(words: &[String]) -> Result<Request, String> {
             }
             Some(("size", number)) => request.size = number.parse().map_err(|_| complaint())?,
             Some(("keep", list)) => script::keep(list),
+            None if option == "coverage" => request.coverage = true,
             _ => return Err(complaint()),
         }
     }
-    if request.seeds.is_empty() { Err("seeds=FROM..TO is missing, or empty".into()) } else { Ok(request) }
+    if request.seeds.is_empty() && !request.coverage {
+        Err("seeds=FROM..TO is missing, or empty".into())
+    } else {
+        Ok(request)
+    }
 }
 
 fn run(request: &Request) -> ExitCode {
@@ -110,6 +122,10 @@ fn run(request: &Request) -> ExitCode {
     let run = std::process::id();
     log::note("start", run.into());
     let dir = std::fs::canonicalize(&request.dir).expect("the directory of the file `go`");
+    if request.coverage {
+        occupy_low_descriptors();
+        coverage::run(&mut Actor::new(0, "0", dir.clone(), run));
+    }
     for seed in request.seeds.clone() {
         log::set_seed(seed);
         // SAFETY: the child ends by itself, or returns from main.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use crate::actor::{Actor, Socket, outcome};
 use crate::log::{self, Moved};
+use crate::undeclared::close_range;
 use crate::{ancillary, script, twice};
 
 /// This program's file.
@@ -290,10 +291,6 @@ pub fn beside(actor: &mut Actor) {
 pub fn as_owned(fd: c_int) -> std::os::fd::OwnedFd {
     // SAFETY: a number that the program has set aside.
     unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) }
-}
-
-unsafe extern "C" {
-    fn close_range(first: u32, last: u32, flags: c_int) -> c_int;
 }
 
 /// Between vfork(2) and exec the child sends something, in memory that is its parent's too.

@@ -10,6 +10,7 @@ use crate::ancillary::{self, Arrived, arrived};
 use crate::log::{self, Moved};
 use crate::rng::hash;
 use crate::sending::{has_error, is_hung_up, is_nonblocking, is_ready, scatter, some_len};
+use crate::undeclared::{__read_chk, __recv_chk, __recvfrom_chk};
 
 /// Every call that receives bytes into memory.
 pub const CALLS: [&str; 17] = [
@@ -31,21 +32,6 @@ pub const CALLS: [&str; 17] = [
     "syscall:readv",
     "syscall:preadv2",
 ];
-
-// glibc exports these and declares them only under _FORTIFY_SOURCE.
-unsafe extern "C" {
-    fn __read_chk(fd: c_int, buffer: *mut u8, len: usize, room: usize) -> isize;
-    fn __recv_chk(fd: c_int, buffer: *mut u8, len: usize, room: usize, flags: c_int) -> isize;
-    fn __recvfrom_chk(
-        fd: c_int,
-        buffer: *mut u8,
-        len: usize,
-        room: usize,
-        flags: c_int,
-        address: *mut libc::sockaddr_un,
-        address_len: *mut u32,
-    ) -> isize;
-}
 
 /// Receives something by some call from some socket.
 pub fn receive(actor: &mut Actor) {
@@ -132,9 +118,8 @@ impl Request {
 
     fn account(&self, data: &[u8], cut: Option<bool>, from: Option<&Source>, flags: c_int, arrived: &Arrived) {
         // A message without bytes looks like the end; but nothing follows that.
-        let is_end = data.is_empty()
-            && cut != Some(true)
-            && (self.socket.kind == libc::SOCK_STREAM || is_hung_up(self.fd));
+        let is_end =
+            data.is_empty() && cut != Some(true) && (self.socket.kind == libc::SOCK_STREAM || is_hung_up(self.fd));
         // A read(2) of no bytes does not ask the socket.
         let is_nothing = self.room == 0 && self.call.contains("read");
         if self.flags & libc::MSG_PEEK != 0 || is_end || is_nothing {

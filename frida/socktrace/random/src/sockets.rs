@@ -6,6 +6,7 @@ use rustix::event::PollFlags;
 
 use crate::actor::{Actor, Name, no_address, outcome};
 use crate::sending::is_ready;
+use crate::undeclared::{close_range, closefrom};
 
 const KINDS: [c_int; 3] = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET];
 
@@ -341,10 +342,4 @@ pub fn close_many(actor: &mut Actor) {
         }
     });
     actor.result(format_args!("{how} {outcome}"));
-}
-
-// The libc crate does not declare them.
-unsafe extern "C" {
-    fn closefrom(first: c_int);
-    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
 }

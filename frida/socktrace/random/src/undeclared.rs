@@ -1,0 +1,30 @@
+//! Functions of glibc's that the libc crate does not declare.
+
+use std::ffi::{c_char, c_int, c_uint};
+
+unsafe extern "C" {
+    /// closefrom(3).
+    pub fn closefrom(first: c_int);
+    /// close_range(2).
+    pub fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
+    /// pidfd_getfd(2).
+    pub fn pidfd_getfd(pidfd: c_int, fd: c_int, flags: c_uint) -> c_int;
+    /// stdio_ext(3).
+    pub fn __fpurge(file: *mut libc::FILE);
+    /// dprintf(3).
+    pub fn dprintf(fd: c_int, format: *const c_char, ...) -> c_int;
+    /// What read(2) is compiled to under _FORTIFY_SOURCE.
+    pub fn __read_chk(fd: c_int, buffer: *mut u8, len: usize, room: usize) -> isize;
+    /// As `__read_chk`.
+    pub fn __recv_chk(fd: c_int, buffer: *mut u8, len: usize, room: usize, flags: c_int) -> isize;
+    /// As `__read_chk`.
+    pub fn __recvfrom_chk(
+        fd: c_int,
+        buffer: *mut u8,
+        len: usize,
+        room: usize,
+        flags: c_int,
+        address: *mut libc::sockaddr_un,
+        address_len: *mut u32,
+    ) -> isize;
+}
