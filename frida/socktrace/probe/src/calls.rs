@@ -171,6 +171,10 @@ pub(crate) fn bind(result: i32, fd: i32, address: *const c_void, len: usize) {
         _ => SocketPath::of(&given, c"/proc/self/cwd"),
     };
     let is_datagram = connection.description().socket_type == SOCK_DGRAM;
+    if connection.kind() == Kind::Open && !is_datagram {
+        // A client that takes a name after it has connected: the connection has its path.
+        return;
+    }
     let wanted = path.is_wanted();
     if !wanted && !is_datagram {
         // What it will accept or connect under this name is not asked for; a client's own name is not what counts.
@@ -357,6 +361,9 @@ pub(crate) fn closed_range(first: u32, last: u32, how: &str) {
 pub(crate) fn arrived(fd: i32, slot: Slot) {
     if fd >= 0 && !scan::is_beyond_table(fd) {
         install(fd, slot);
+        if slot == Slot::Arrived {
+            scan::join(fd);
+        }
     }
 }
 
@@ -364,6 +371,7 @@ pub(crate) fn arrived(fd: i32, slot: Slot) {
 pub(crate) fn fetched(fd: i32) {
     if fd >= 0 && process::owns_descriptors() && !scan::is_beyond_table(fd) {
         install(fd, Slot::Arrived);
+        scan::join(fd);
     }
 }
 

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fd::{AsRawFd, BorrowedFd};
-use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir, openat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
@@ -116,9 +116,11 @@ pub(crate) fn discover(fd: i32) -> Slot {
         descriptors::replace_if(fd, before, Slot::Foreign);
         return Slot::Foreign;
     }
+    if let Some(slot) = join(fd) {
+        return slot;
+    }
     let how = if DONE.load(Ordering::Relaxed) { &FOUND } else { &PREEXISTING };
-    let same = rustix::fs::fstat(socket).ok().and_then(|stat| known_by_inode(stat.st_ino));
-    let Some(slot) = same.or_else(|| examine(fd, socket, how)) else { return Slot::Unknown };
+    let Some(slot) = examine(fd, socket, how) else { return Slot::Unknown };
     if !descriptors::replace_if(fd, before, slot) {
         // Another thread was first.
         if let Some(connection) = slot.connection() {
@@ -136,13 +138,34 @@ pub(crate) fn discover(fd: i32) -> Slot {
     slot
 }
 
-/// A socket that is known by another descriptor already: it came back in a message, or by pidfd_getfd(2). Counted as one
-/// more descriptor of it.
-fn known_by_inode(inode: u64) -> Option<Slot> {
-    let is_it = |connection: &Connection| connection.description().inode == inode;
-    let slot = (0..descriptors::len()).map(descriptors::get).find(|slot| slot.connection().is_some_and(is_it))?;
-    slot.connection()?.add_descriptor();
-    Some(slot)
+/// Makes a descriptor of a socket that another descriptor here leads to lead to its record, as dup(2) would: it came in a
+/// message, or by pidfd_getfd(2), or was made before the probe was loaded.
+///
+/// At once when it comes: later the other may be closed, and its end taken for the connection's.
+pub(crate) fn join(fd: i32) -> Option<Slot> {
+    let before = descriptors::get(fd);
+    if process::is_confined() {
+        return None;
+    }
+    // SAFETY: not -1; a closed one only makes the question fail.
+    let stat = rustix::fs::fstat(unsafe { BorrowedFd::borrow_raw(fd) }).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+        return None;
+    }
+    let inode = stat.st_ino;
+    let known = |other: i32| {
+        let slot = descriptors::get(other);
+        let connection = slot.connection().filter(|connection| connection.description().inode == inode)?;
+        Some((slot, connection))
+    };
+    let (slot, connection) = (0..descriptors::len()).filter(|&other| other != fd).find_map(known)?;
+    connection.add_descriptor();
+    if descriptors::replace_if(fd, before, slot) {
+        return Some(slot);
+    }
+    // Another thread was first.
+    connection.remove_descriptor();
+    Some(descriptors::get(fd))
 }
 
 /// Whether a socket that no hook saw being made is Frida's, which talks to its part in this process over sockets

@@ -83,13 +83,14 @@ hooks! {
     /// Which has no result: glibc's ends the program where it cannot do it.
     fn closefrom(first: c_int) -> Nothing |libc| {
         let from = first.max(0).cast_unsigned();
+        // Before close_range's own hook tells of it.
+        calls::closed_range(from, c_uint::MAX, "closefrom");
         let errno = control::errno();
         // Where there is no close_range(2), Linux before 5.9, ours go with the others.
         if transport::around_own(from, c_uint::MAX, |first, last| super::close_range(first, last, 0)) != 0 {
             control::set_errno(errno);
             libc(first);
         }
-        calls::closed_range(from, c_uint::MAX, "closefrom");
     }
 }
 
