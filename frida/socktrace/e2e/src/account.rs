@@ -193,6 +193,27 @@ impl Account {
         account
     }
 
+    /// What a random program says of one of its seeds.
+    pub fn of_seed(&self, seed: u64) -> Self {
+        let of_seed = |opened: &[Opened]| opened.iter().filter(|opened| opened.seed == seed).cloned().collect();
+        Self {
+            opened: of_seed(&self.opened),
+            listening: of_seed(&self.listening),
+            closed: of_seed(&self.closed),
+            moved: self.moved.iter().filter(|moved| moved.seed == seed).cloned().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The sockets that it speaks of, by their inode numbers.
+    pub fn sockets(&self) -> Vec<u64> {
+        let named = self.opened.iter().chain(&self.listening).chain(&self.closed).map(|opened| opened.inode);
+        let mut sockets: Vec<u64> = named.chain(self.moved.iter().map(|moved| moved.inode)).collect();
+        sockets.sort_unstable();
+        sockets.dedup();
+        sockets
+    }
+
     /// Bytes that moved, both ways.
     pub fn bytes(&self) -> u64 {
         self.moved.iter().map(|moved| moved.data.len() as u64).sum()

@@ -203,6 +203,14 @@ impl Recording {
         connections
     }
 
+    /// The part of it that speaks of these sockets.
+    pub fn of_inodes(&self, inodes: &[u64]) -> Self {
+        let is_of = |event: &&Event| event.inode.is_some_and(|inode| inodes.contains(&inode));
+        let ids: Vec<&str> = self.events.iter().filter(is_of).filter_map(|event| event.conn_id.as_deref()).collect();
+        let belongs = |event: &&Event| is_of(event) || event.conn_id.as_deref().is_some_and(|id| ids.contains(&id));
+        Self { events: self.events.iter().filter(belongs).cloned().collect(), out_dir: self.out_dir.clone() }
+    }
+
     /// Sums of `events` and `bytes` over the lost events of a process.
     pub fn lost(&self, pid: u32) -> (u64, u64) {
         let lost = || self.of_type("lost").filter(|event| event.pid == Some(pid));

@@ -228,6 +228,8 @@ pub fn take(actor: &mut Actor, arrived: &Arrived) {
 pub fn ask_for_credentials(actor: &mut Actor) {
     let Some(at) = actor.pick(|socket| !socket.listens) else { return };
     let fd = actor.pick_fd(at);
+    // It may take a name when it sends (unix(7), "Autobind").
+    actor.sockets[at].path = actor.sockets[at].path.take().filter(|path| !path.is_empty());
     let (option, on) = (actor.rng.of(&[libc::SO_PASSCRED, SO_PASSPIDFD]), c_int::from(!actor.rng.one_in(4)));
     // SAFETY: the option's value is an int.
     let outcome = outcome(|| unsafe {

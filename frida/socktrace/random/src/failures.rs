@@ -85,7 +85,8 @@ pub fn wrong_state(actor: &mut Actor) {
             5 => libc::dup3(fd, fd, 0) as isize,
             6 => libc::shutdown(fd, 77) as isize,
             _ => match &taken {
-                Some(taken) if socket.name.is_none() && socket.kind != libc::SOCK_DGRAM => {
+                // A file: a name in the abstract namespace is another's for each type of socket.
+                Some(taken) if socket.kind != libc::SOCK_DGRAM && taken.address.sun_path[0] != 0 => {
                     libc::bind(fd, taken.as_ptr(), taken.len) as isize
                 }
                 _ => libc::socket(libc::AF_UNIX, 99, 0) as isize,

@@ -270,6 +270,8 @@ pub fn beside(actor: &mut Actor) {
     if pid == 0 {
         rustix::io::dup2(&is_ready, &mut std::mem::ManuallyDrop::new(as_owned(READY_FD))).expect("dup2");
         std::mem::forget((ready, is_ready));
+        // Those of other threads, too, which are not in this thread's account.
+        log::note("closes all", std::process::id().into());
         for fd in child.sockets.iter().flat_map(|socket| socket.fds.clone()).collect::<Vec<_>>() {
             child.before_end(fd, "close_range");
         }

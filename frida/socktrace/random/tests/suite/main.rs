@@ -5,5 +5,6 @@
 //! and shorten what fails to the fewest operations; `SOCKTRACE_SOAK=SECONDS` has `soak` go on with new seeds.
 
 mod compare;
+mod coverage;
 mod runs;
 mod transparency;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde_json::json;
-use socktrace_e2e::{Account, Frida, Server, SockType, Stage, Workload, preload_files};
+use socktrace_e2e::{Account, Frida, Recording, Server, SockType, Stage, Workload, preload_files};
 
 use crate::compare;
 
@@ -53,23 +53,37 @@ pub fn untraced(work: &Work) -> Results {
 
 /// What it gives traced, and how the recording differs from its account.
 pub fn traced(engine: Engine, sock_type: SockType, work: &Work) -> (Results, Vec<String>) {
+    let cases = work.cases();
+    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
+    let (stage, account, recording) = record(engine, sock_type, &cases);
+    (results(&stage), compare::differences(&account, &recording))
+}
+
+/// Every operation once: the directory, their lines by their numbers, the account and the recording.
+pub fn covered(engine: Engine, sock_type: SockType) -> (Stage, BTreeMap<u64, String>, Account, Recording) {
+    let (stage, account, recording) = record(engine, sock_type, &["coverage"]);
+    let operations = results(&stage).into_iter().filter(|((_, key), _)| key == "-");
+    let operations = operations.map(|((number, _), lines)| (number, lines.concat())).collect();
+    (stage, operations, account, recording)
+}
+
+fn record(engine: Engine, sock_type: SockType, cases: &[&str]) -> (Stage, Account, Recording) {
     let stage = Stage::new();
     let server = Server::start(&stage, sock_type);
     let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name() }));
-    let cases = work.cases();
-    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
     let workload = match engine {
-        Engine::Preload => Workload::preload_program(program(), &stage, &parameters, &cases),
+        Engine::Preload => Workload::preload_program(program(), &stage, &parameters, cases),
         Engine::Frida => {
             // Programs that are executed load the probe from there.
             let preload = preload_files(&stage, &parameters);
             let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name(), "preload": preload }));
-            Workload::spawn_program(program(), &Frida::new(), &stage, &parameters, &cases)
+            Workload::spawn_program(program(), &Frida::new(), &stage, &parameters, cases)
         }
     };
-    let account: Account = workload.finish();
+    let account = workload.finish();
+    // The payload files are read while the stage is there.
     let recording = server.stop();
-    (results(&stage), compare::differences(&account, &recording))
+    (stage, account, recording)
 }
 
 fn results(stage: &Stage) -> Results {
