@@ -130,7 +130,7 @@ impl Call {
         const MAX_ROOM: usize = 0x7fff_f000;
         let Slot::Traced(handle) = self.slot else { return false };
         handle.get().is_some_and(|connection| connection.description().socket_type != SOCK_STREAM)
-            && (1..=MAX_ROOM).contains(&room)
+            && room <= MAX_ROOM
             && !process::is_confined()
     }
 
@@ -211,7 +211,9 @@ impl Call {
         let Some(connection) = handle.get() else {
             return count_loss(total, ts_ns, Cause::Unattributed);
         };
-        if total == 0 && !self.is_message(connection, moved.direction) {
+        // What was cut was there.
+        let was_cut = moved.details.truncated == Truncated::Yes;
+        if total == 0 && !was_cut && !self.is_message(connection, moved.direction) {
             return;
         }
         // Relative names are rare in messages, so the look-up is for those only.

@@ -15,7 +15,8 @@ fn count_of(count: c_int) -> usize {
 hooks! {
     fn read[READ](fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc| {
         let call = Call::of_bytes("read", fd);
-        if call.keeps_messages_apart(len) {
+        // Without room for a byte, read(2) does not ask the socket.
+        if len > 0 && call.keeps_messages_apart(len) {
             let only = IoVec::new(buffer, len);
             return receive(&call, &raw const only, 1, 0, || libc(fd, buffer, len));
         }
