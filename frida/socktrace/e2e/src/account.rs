@@ -20,6 +20,9 @@ pub enum Direction {
 /// A connection that the program made, a listener, or the end of a connection.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Opened {
+    /// Of the account: its number from 0.
+    #[serde(skip)]
+    pub line: usize,
     /// What made a random program do it.
     #[serde(default)]
     pub seed: u64,
@@ -42,6 +45,9 @@ pub struct Opened {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Moved {
+    /// Of the account: its number from 0.
+    #[serde(skip)]
+    pub line: usize,
     /// What made a random program do it.
     pub seed: u64,
     /// Which socket.
@@ -128,12 +134,12 @@ impl Account {
         // No account, no lines: the program has not begun.
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        for line in text[..whole].lines() {
+        for (number, line) in text[..whole].lines().enumerate() {
             match serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}: {line}", path.display())) {
-                Line::Open(opened) => account.opened.push(opened),
-                Line::Listen(listening) => account.listening.push(listening),
-                Line::Close(closed) => account.closed.push(closed),
-                Line::Moved(moved) => account.moved.push(moved),
+                Line::Open(opened) => account.opened.push(Opened { line: number, ..opened }),
+                Line::Listen(listening) => account.listening.push(Opened { line: number, ..listening }),
+                Line::Close(closed) => account.closed.push(Opened { line: number, ..closed }),
+                Line::Moved(moved) => account.moved.push(Moved { line: number, ..moved }),
                 Line::Note(note) => account.notes.push(note),
                 Line::Failed(failed) => account.failed.push(failed),
             }

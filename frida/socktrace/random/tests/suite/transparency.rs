@@ -1,10 +1,11 @@
 //! Many seeds, untraced and traced: the same results, and a recording that is the account's.
 
 use std::ops::Range;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use socktrace_e2e::SockType;
 
-use crate::runs::{Engine, Work, disturbed, operations, traced, untraced};
+use crate::runs::{Engine, Traced, Work, disturbed, operations, traced, untraced};
 
 /// Differences that are shown.
 const SHOWN: usize = 12;
@@ -23,9 +24,26 @@ fn named_seeds() -> Option<Range<u64>> {
 
 fn complaints(engine: Engine, sock_type: SockType, work: &Work) -> Vec<String> {
     let expected = untraced(work);
-    let (results, mut complaints) = traced(engine, sock_type, work);
-    complaints.extend(disturbed(&expected, &results));
-    complaints
+    let Traced { results, mut differences, with_losses } = traced(engine, sock_type, work);
+    let is_of = |complaint: &String, seed: &u64| complaint.starts_with(&format!("seed {seed}:"));
+    differences.retain(|difference| !with_losses.iter().any(|seed| is_of(difference, seed)));
+    differences.extend(disturbed(&expected, &results));
+    // A loss is told, and true; but what it is of is to be seen once, too.
+    for seed in with_losses {
+        let seeds = seed..seed + 1;
+        differences.extend(again(engine, sock_type, &Work { seeds, keep: work.keep.clone() }));
+    }
+    differences
+}
+
+/// The differences of a seed that a loaded machine had no time for: of the first run without a loss.
+fn again(engine: Engine, sock_type: SockType, work: &Work) -> Vec<String> {
+    const TRIES: usize = 5;
+    let without_loss = |_| Some(traced(engine, sock_type, work)).filter(|traced| traced.with_losses.is_empty());
+    match (0..TRIES).find_map(without_loss) {
+        Some(traced) => traced.differences,
+        None => vec![format!("seed {}: events lost in each of {TRIES} runs", work.seeds.start)],
+    }
 }
 
 #[track_caller]
@@ -93,8 +111,35 @@ macro_rules! tests {
 }
 
 tests! {
-    preload_by_dgram: Preload Dgram 0..500;
-    preload_by_stream: Preload Stream 500..1000;
-    frida_by_dgram: Frida Dgram 0..500;
-    frida_by_stream: Frida Stream 500..1000;
+    preload_by_dgram: Preload Dgram 0..250;
+    preload_by_stream: Preload Stream 250..500;
+    frida_by_dgram: Frida Dgram 500..750;
+    frida_by_stream: Frida Stream 750..1000;
+}
+
+/// For SOCKTRACE_SOAK seconds: seeds that nobody has seen, by all engines and transports in turn.
+#[test]
+fn soak() {
+    /// Seeds at a time.
+    const SEEDS: u64 = 50;
+    let Ok(seconds) = std::env::var("SOCKTRACE_SOAK") else { return };
+    let seconds = seconds.parse().unwrap_or_else(|_| panic!("SOCKTRACE_SOAK is a number of seconds, not {seconds:?}"));
+    let (start, mut done) = (Instant::now(), 0);
+    // By the clock: another seed each time, printed with whatever fails.
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) << 20;
+    let kinds = [
+        ("preload_by_dgram", Engine::Preload, SockType::Dgram),
+        ("preload_by_stream", Engine::Preload, SockType::Stream),
+        ("frida_by_dgram", Engine::Frida, SockType::Dgram),
+        ("frida_by_stream", Engine::Frida, SockType::Stream),
+    ];
+    for (name, engine, sock_type) in kinds.into_iter().cycle() {
+        if start.elapsed() >= Duration::from_secs(seconds) {
+            break;
+        }
+        let from = first + done;
+        check(name, engine, sock_type, from..from + SEEDS);
+        done += SEEDS;
+    }
+    println!("{done} seeds from {first} on, in {} s", start.elapsed().as_secs());
 }
