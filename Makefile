@@ -11,7 +11,7 @@ export SOCKTRACE_AGENT = $(AGENT)
 export SOCKTRACE_FRIDA = $(VENV)/bin/frida
 export SOCKTRACE_FRIDA16 = $(VENV16)/bin/frida
 
-.PHONY: all demo test lint clean build
+.PHONY: all demo test lint clean build coverage random soak
 
 all: build
 
@@ -24,6 +24,20 @@ demo: build $(VENV)/ready
 
 test: build $(VENV)/ready $(VENV16)/ready
 	cargo test --locked --workspace
+
+# docs/coverage.md, from what each operation gives.
+coverage: build $(VENV)/ready
+	SOCKTRACE_WRITE_COVERAGE=1 cargo test --locked -p socktrace-random --test suite coverage
+
+# Random operations: TEST=NAME does one test, SOCKTRACE_SEED=N or FROM..TO other seeds. A single seed that fails is
+# shortened to the fewest operations.
+random: build $(VENV)/ready
+	cargo test --locked -p socktrace-random --test suite -- $(TEST)
+
+# The same with new seeds, for SECONDS.
+SECONDS = 600
+soak: build $(VENV)/ready
+	SOCKTRACE_SOAK=$(SECONDS) cargo test --locked -p socktrace-random --test suite -- --nocapture soak
 
 lint:
 	cargo fmt --all --check

@@ -9,7 +9,7 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
 use crate::address::Address;
-use crate::connection::{self, Connection, Kind, New};
+use crate::connection::{self, Kind, New};
 use crate::descriptors::{self, Slot};
 use crate::emit::now_ns;
 use crate::name::SocketPath;
@@ -128,7 +128,7 @@ pub(crate) fn discover(fd: i32) -> Slot {
         }
         return descriptors::get(fd);
     }
-    if let (None, Some(connection)) = (same, slot.connection()) {
+    if let Some(connection) = slot.connection() {
         match connection.kind() {
             Kind::Listening => calls::report_listening(connection, now_ns()),
             Kind::Open => announce::announce(connection, now_ns()),
