@@ -54,7 +54,7 @@ impl Buffers {
     }
 
     /// Bytes that there is room for.
-    pub(super) fn room(&self) -> u64 {
+    pub(crate) fn room(&self) -> u64 {
         (0..).map_while(|index| self.get(index)).fold(0, |sum, buffer| sum.saturating_add(buffer.len as u64))
     }
 

@@ -12,6 +12,17 @@ fn count_of(count: c_int) -> usize {
     count.max(0).cast_unsigned() as usize
 }
 
+/// Reports what was read into scattered buffers: also a message without bytes, unless there was no room for one, when
+/// the socket is not asked.
+unsafe fn report_read(call: &Call, result: isize, iov: *const IoVec, count: c_int) {
+    let buffers = Buffers::Many(iov, count_of(count));
+    if result == 0 && call.keeps_messages_apart(1) && buffers.room() > 0 {
+        call.received(result, buffers, Peer::NONE, Details::NONE);
+    } else {
+        call.moved(In, result, buffers);
+    }
+}
+
 hooks! {
     fn read[READ](fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc| {
         let call = Call::of_bytes("read", fd);
@@ -50,7 +61,7 @@ hooks! {
     fn readv[READV](fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc| {
         let call = Call::of_bytes("readv", fd);
         let result = libc(fd, iov, count);
-        call.moved(In, result, Buffers::Many(iov, count_of(count)));
+        report_read(&call, result, iov, count);
         result
     }
 
@@ -64,7 +75,7 @@ hooks! {
     fn preadv2[PREADV2](fd: c_int, iov: *const IoVec, count: c_int, offset: c_long, flags: c_int) -> isize |libc| {
         let call = Call::of_bytes("preadv2", fd);
         let result = libc(fd, iov, count, offset, flags);
-        call.moved(In, result, Buffers::Many(iov, count_of(count)));
+        report_read(&call, result, iov, count);
         result
     }
 
