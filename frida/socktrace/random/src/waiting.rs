@@ -124,10 +124,19 @@ pub fn for_room(actor: &mut Actor) {
                 got.extend_from_slice(&buffer[..n]);
             }
         });
-        // SAFETY: the memory is `data`'s.
-        let outcome = outcome(|| unsafe { libc::write(pair[0].fds[0], data.as_ptr().cast(), LEN) });
-        account_sent(&pair[0], "write", &data, outcome.value, None, 0, &[]);
-        outcome
+        let mut written = 0;
+        while written < LEN {
+            let rest = &data[written..];
+            // SAFETY: the memory is `data`'s.
+            let outcome = outcome(|| unsafe { libc::write(pair[0].fds[0], rest.as_ptr().cast(), rest.len()) });
+            account_sent(&pair[0], "write", rest, outcome.value, None, 0, &[]);
+            let Ok(n @ 1..) = usize::try_from(outcome.value) else { break };
+            written += n;
+        }
+        // SAFETY: takes numbers. Whatever the reader has not got will not come.
+        unsafe { libc::shutdown(pair[0].fds[0], libc::SHUT_WR) };
+        log::closed(pair[0].inode, pair[0].fds[0], libc::SOCK_STREAM, "shutdown:SHUT_WR");
+        written
     });
     actor.result(format_args!("waiting write {written} {:x}", hash(&got)));
     close_pair(actor, &pair);

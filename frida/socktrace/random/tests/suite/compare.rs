@@ -320,13 +320,17 @@ struct End<'a> {
 /// is noticed by any later call, or not. A datagram socket that changes its peer ends one conversation, and when it has
 /// taken its peer away it has none to end.
 fn are_ends(is: &[End<'_>], said: &[&str]) -> bool {
-    let mut left = is.iter();
-    for how in said.iter().filter(|how| !["connect", "vanished"].contains(*how)) {
-        let skipped_surely = left.find(|end| end.is_sure || end.how == *how || end.how == UNSEEN);
-        if !skipped_surely.is_some_and(|end| end.how == *how || end.how == UNSEEN) {
-            return false;
-        }
-    }
-    let unsaid = left.filter(|end| end.is_sure).count();
-    unsaid == 0 || (unsaid == 1 && said.last() == Some(&"connect"))
+    let whole: Vec<&str> = said.iter().filter(|how| !["connect", "vanished"].contains(*how)).copied().collect();
+    let may_lack = usize::from(said.last() == Some(&"connect"));
+    match_ends(is, &whole, may_lack)
+}
+
+fn match_ends(is: &[End<'_>], said: &[&str], may_lack: usize) -> bool {
+    let Some((end, is_left)) = is.split_first() else { return said.is_empty() };
+    let is_said = said.split_first().is_some_and(|(how, said_left)| {
+        (end.how == *how || end.how == UNSEEN) && match_ends(is_left, said_left, may_lack)
+    });
+    is_said
+        || (!end.is_sure && match_ends(is_left, said, may_lack))
+        || (may_lack > 0 && said.is_empty() && match_ends(is_left, said, may_lack - 1))
 }
