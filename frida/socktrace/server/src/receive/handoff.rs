@@ -144,7 +144,7 @@ impl Handoff {
         arrived.clear();
         let mut state = self.lock();
         if is_busy && state.arrived.cost() < WAKE_LEN {
-            state = self.sleep(state, WAKE_LEN, Some(NAP));
+            state = self.sleep(state, WAKE_LEN, Some(timeout.map_or(NAP, |timeout| timeout.min(NAP))));
         }
         if state.arrived.is_empty() {
             state = self.sleep(state, 1, timeout);
