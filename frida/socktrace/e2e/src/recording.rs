@@ -108,6 +108,8 @@ pub struct Event {
     pub bytes: Option<u64>,
     /// Why.
     pub reason: Option<String>,
+    /// Since when.
+    pub since_ns: Option<u64>,
 }
 
 /// One connection as recorded.
@@ -218,9 +220,9 @@ impl Recording {
     }
 
     /// Whether the order of events is kept between processes: each has a stream of its own, but they share one socket
-    /// for datagrams.
+    /// for datagrams, and one ring.
     pub fn is_ordered_between_processes(&self) -> bool {
-        self.of_type("init").all(|init| init.raw.as_deref().is_some_and(|raw| raw.contains("socktype=dgram")))
+        self.of_type("init").all(|init| init.raw.as_deref().is_some_and(|raw| !raw.contains("socktype=stream")))
     }
 
     /// The processes that the events speak of.

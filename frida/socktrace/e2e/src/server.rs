@@ -22,14 +22,25 @@ pub enum SockType {
     Dgram,
     /// SOCK_STREAM.
     Stream,
+    /// SOCK_STREAM, over which agents hand over rings.
+    Shm,
 }
 
 impl SockType {
-    /// The name that server and agent take.
+    /// The name that agents take.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dgram => "dgram",
             Self::Stream => "stream",
+            Self::Shm => "shm",
+        }
+    }
+
+    /// The name that the server takes.
+    const fn server_name(self) -> &'static str {
+        match self {
+            Self::Shm => Self::Stream.name(),
+            other => other.name(),
         }
     }
 }
@@ -51,7 +62,7 @@ impl Server {
     /// Starts a server that records into a directory of this name.
     pub fn start_into(stage: &Stage, sock_type: SockType, out: &str) -> Self {
         let (socket, out_dir) = (stage.server_socket(), stage.path(out));
-        let args = [text(&socket), text(&out_dir), "--sock-type", sock_type.name()];
+        let args = [text(&socket), text(&out_dir), "--sock-type", sock_type.server_name()];
         let process =
             Process::start(&Needs::Server.path(), &args, Stdio::null(), &stage.path(&format!("{out}.server.txt")));
         let server = Self { process, socket, out_dir };
@@ -129,7 +140,7 @@ impl Server {
 fn is_served(socket: &Path, sock_type: SockType) -> bool {
     match sock_type {
         SockType::Dgram => UnixDatagram::unbound().and_then(|probe| probe.connect(socket)).is_ok(),
-        SockType::Stream => UnixStream::connect(socket).is_ok(),
+        SockType::Stream | SockType::Shm => UnixStream::connect(socket).is_ok(),
     }
 }
 

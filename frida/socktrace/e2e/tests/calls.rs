@@ -9,7 +9,8 @@ const SUBJECTS: &[&[&str]] = &[
     &["datagrams", "datagram_reply", "datagram_truncated"],
     &["failures", "bad_memory", "broken_pipe"],
     &["abstract_names", "relative_path", "symlinked_directory", "longest_path", "strange_path"],
-    &["dups", "dup_over", "reused_number", "closed_behind_libc"],
+    &["dups", "dup_over", "reused_number"],
+    &["closed_behind_libc"],
 ];
 
 fn record_and_compare(sock_type: SockType, cases: &[&str]) {
@@ -41,12 +42,18 @@ macro_rules! tests {
 tests! {
     streams_by_dgram: Dgram 0,
     streams_by_stream: Stream 0,
+    streams_by_shm: Shm 0,
     datagrams_by_dgram: Dgram 1,
     datagrams_by_stream: Stream 1,
+    datagrams_by_shm: Shm 1,
     failures_by_dgram: Dgram 2,
     failures_by_stream: Stream 2,
+    failures_by_shm: Shm 2,
     names_by_dgram: Dgram 3,
     names_by_stream: Stream 3,
+    names_by_shm: Shm 3,
     descriptors_by_dgram: Dgram 4,
     descriptors_by_stream: Stream 4,
+    descriptors_by_shm: Shm 4,
+    behind_libc_by_dgram: Dgram 5,
 }

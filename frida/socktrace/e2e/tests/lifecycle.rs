@@ -21,7 +21,7 @@ fn record_and_compare(sock_type: SockType, case: &str) {
 }
 
 macro_rules! tests {
-    ($($(#[doc = $doc:literal])+ $case:ident $dgram:ident $stream:ident,)+) => {
+    ($($(#[doc = $doc:literal])+ $case:ident $dgram:ident $stream:ident $shm:ident,)+) => {
         $($(#[doc = $doc])+
         #[test]
         fn $dgram() {
@@ -32,25 +32,31 @@ macro_rules! tests {
         #[test]
         fn $stream() {
             record_and_compare(SockType::Stream, stringify!($case));
+        }
+
+        $(#[doc = $doc])+
+        #[test]
+        fn $shm() {
+            record_and_compare(SockType::Shm, stringify!($case));
         })+
     };
 }
 
 tests! {
     /// Eight threads, each on connections of its own.
-    threads threads_by_dgram threads_by_stream,
+    threads threads_by_dgram threads_by_stream threads_by_shm,
     /// A thread cancelled in a blocked call ends as cancelled.
-    cancelled cancelled_by_dgram cancelled_by_stream,
+    cancelled cancelled_by_dgram cancelled_by_stream cancelled_by_shm,
     /// A handler speaks on a socket while the program is anywhere in a call, the tracer's part included.
-    signals signals_by_dgram signals_by_stream,
+    signals signals_by_dgram signals_by_stream signals_by_shm,
     /// Daemons close all descriptors, the tracer's own among them.
-    close_all close_all_by_dgram close_all_by_stream,
+    close_all close_all_by_dgram close_all_by_stream close_all_by_shm,
     /// The same by close_range(3, ~0).
-    close_all_by_range close_range_by_dgram close_range_by_stream,
+    close_all_by_range close_range_by_dgram close_range_by_stream close_range_by_shm,
     /// Calls that fail for want of a descriptor fail, the others do not.
-    descriptors_full descriptors_full_by_dgram descriptors_full_by_stream,
+    descriptors_full descriptors_full_by_dgram descriptors_full_by_stream descriptors_full_by_shm,
     /// Children do not hang, whatever the parent's other threads were doing.
-    forked_among_threads forked_among_threads_by_dgram forked_among_threads_by_stream,
+    forked_among_threads forked_among_threads_by_dgram forked_among_threads_by_stream forked_among_threads_by_shm,
 }
 
 /// Every process announces itself; what a child says on an inherited connection is on that connection's record.
@@ -123,6 +129,24 @@ fn killed_by_stream() {
     let stage = Stage::new();
     let (account, recording) = killed(&stage, SockType::Stream, "killed");
     assert_same(&account, &recording);
+}
+
+#[test]
+fn killed_by_shm() {
+    let stage = Stage::new();
+    let (account, recording) = killed(&stage, SockType::Shm, "killed");
+    assert_same(&account, &recording);
+}
+
+/// The event that was just being written may be missing, and then the recording says so.
+#[test]
+fn killed_at_any_time_by_shm() {
+    let stage = Stage::new();
+    let (account, mut recording) = killed(&stage, SockType::Shm, "killed_at_any_time");
+    let unfinished = recording.of_type("lost").count();
+    assert!(unfinished <= 1, "{unfinished} events");
+    recording.events.retain(|event| event.kind != "lost");
+    assert_same_up_to_a_kill(&account, &recording);
 }
 
 #[test]

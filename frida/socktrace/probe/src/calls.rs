@@ -29,7 +29,7 @@ fn inode(fd: i32) -> u64 {
 /// A descriptor has come into being under this number: whatever had it before was closed behind libc's back.
 fn install(fd: i32, slot: Slot) {
     let before = descriptors::replace(fd, slot);
-    ended(before, fd, "vanished");
+    ended(before, fd, VANISHED);
 }
 
 /// A descriptor led to `slot` and does no more; the connection's end is reported with its last one.
@@ -45,13 +45,19 @@ fn report_close(connection: &Connection, fd: i32, how: &str) {
     if connection.is_announced_in(0) {
         return;
     }
+    // What was taken for its bytes since the last look may have been another's.
+    let doubt = [Ext::LostSince(connection.checked_ns())];
     let event = Event {
         fd,
         conn: [connection.description().id.as_bytes(), b"|", how.as_bytes()],
+        values: if how == VANISHED && transport::check_interval_ns() != 0 { &doubt } else { &[] },
         ..Event::new(FrameType::Close, now_ns())
     };
     emit(&event, &[]);
 }
+
+/// How a connection ended that was closed behind libc's back.
+pub(crate) const VANISHED: &str = "vanished";
 
 /// Reports that a socket can be reached at its path.
 pub(crate) fn report_listening(connection: &Connection, ts_ns: u64) {
@@ -288,10 +294,19 @@ pub(crate) fn before_close(fd: i32) -> Slot {
     }
     // One beyond the table is `Other`, and stays so.
     if matches!(slot, Slot::Other | Slot::Foreign) {
-        drop_other(fd, slot)
-    } else {
-        descriptors::replace(fd, Slot::Unknown)
+        return drop_other(fd, slot);
     }
+    if slot.connection().is_some_and(|connection| is_another(fd, connection)) {
+        ended(descriptors::replace(fd, Slot::Unknown), fd, VANISHED);
+        return Slot::Unknown;
+    }
+    descriptors::replace(fd, Slot::Unknown)
+}
+
+/// Whether a descriptor leads elsewhere by now.
+fn is_another(fd: i32, connection: &Connection) -> bool {
+    let found = inode(fd);
+    found != 0 && found != connection.description().inode
 }
 
 /// Forgets a descriptor that was not traced. A vforked child's close must not make its parent ask again; asking is
@@ -304,7 +319,7 @@ fn drop_other(fd: i32, slot: Slot) -> Slot {
 /// A call that would have closed a descriptor failed, and left it as it was.
 pub(crate) fn restore(slot: Slot, fd: i32) {
     if slot != Slot::Unknown && !descriptors::replace_if(fd, Slot::Unknown, slot) {
-        ended(slot, fd, "vanished");
+        ended(slot, fd, VANISHED);
     }
 }
 

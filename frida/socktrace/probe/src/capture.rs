@@ -12,6 +12,7 @@ use rustix::fd::BorrowedFd;
 use crate::address::Address;
 use crate::ancillary::Ancillary;
 use crate::announce::announce;
+use crate::calls::VANISHED;
 use crate::connection::{Connection, Handle, Kind, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit, now_ns};
@@ -267,7 +268,7 @@ impl Call {
             return None;
         }
         if process::owns_descriptors() && descriptors::replace_if(self.fd, self.slot, Slot::Arrived) {
-            crate::calls::ended(self.slot, self.fd, "vanished");
+            crate::calls::ended(self.slot, self.fd, VANISHED);
         }
         match scan::discover(self.fd) {
             Slot::Traced(handle) => Some(handle),

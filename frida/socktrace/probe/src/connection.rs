@@ -145,7 +145,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         let generation = connection.generation.fetch_add(1, Ordering::AcqRel) + 1;
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
-        connection.checked_ns.store(0, Ordering::Relaxed);
+        connection.checked_ns.store(new.ts_ns, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
             ts_ms: new.ts_ns / 1_000_000,
@@ -213,6 +213,11 @@ impl Connection {
             self.checked_ns.store(now_ns, Ordering::Relaxed);
         }
         is_due
+    }
+
+    /// When it was last looked.
+    pub(crate) fn checked_ns(&self) -> u64 {
+        self.checked_ns.load(Ordering::Relaxed)
     }
 
     /// The same, without its being a look.
