@@ -1,5 +1,7 @@
 //! The command line.
 
+mod export;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +10,8 @@ use anstream::ColorChoice;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use socktrace_server::SockType;
+
+pub use export::{ExportArgs, ExportFormat, ExtcapArgs};
 
 /// Numbers are handed on to JavaScript, which knows whole ones up to 2^53 - 1.
 pub const EVERYTHING: u64 = (1 << 53) - 1;
@@ -53,20 +57,6 @@ Examples:
   socktrace show /tmp/rec --path '!*systemd*' --direction out -A
   socktrace show /tmp/rec --follow --json | jq .";
 
-const EXPORT_EXAMPLES: &str = "\
-Examples:
-  socktrace export /tmp/rec -o trace.pcapng && wireshark trace.pcapng
-  socktrace export /tmp/rec -o - --format pcapng | tshark -r -
-  socktrace export /tmp/rec -o trace.pcapng --decode '/run/my.sock=http'
-  socktrace export /tmp/rec -o trace.pftrace                for https://ui.perfetto.dev";
-
-const EXTCAP_EXAMPLES: &str = "\
-Examples:
-  socktrace extcap --install
-  tshark -i socktrace -o 'extcap.socktrace.command:docker ps'
-
-Wireshark calls it with the options of its extcap interface (extcap(4)).";
-
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a program and show its traffic
@@ -79,10 +69,10 @@ pub enum Command {
     #[command(after_help = SHOW_EXAMPLES)]
     Show(ShowArgs),
     /// Write a recorded directory for Wireshark or Perfetto
-    #[command(after_help = EXPORT_EXAMPLES)]
+    #[command(after_help = export::EXPORT_EXAMPLES)]
     Export(ExportArgs),
     /// Be one of Wireshark's capture interfaces
-    #[command(after_help = EXTCAP_EXAMPLES)]
+    #[command(after_help = export::EXTCAP_EXAMPLES)]
     Extcap(ExtcapArgs),
     /// Write agent.js, for Frida and Frida Gadget
     Agent(AgentArgs),
@@ -318,87 +308,6 @@ impl From<ColorArg> for ColorChoice {
             ColorArg::Never => Self::Never,
         }
     }
-}
-
-#[derive(Debug, Args)]
-pub struct ExportArgs {
-    /// The recorded directory
-    pub dir: PathBuf,
-    /// Write to FILE; `-`: standard output
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
-    /// What is written [default: by FILE's extension]
-    #[arg(long, value_enum)]
-    pub format: Option<ExportFormat>,
-    /// For Wireshark: sockets whose path matches speak PROTOCOL (http, redis, …, or a port). Repeatable
-    #[arg(long, value_name = "PATH=PROTOCOL")]
-    pub decode: Vec<String>,
-    /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
-    #[arg(long, value_name = "GLOB", help_heading = "Filters")]
-    pub path: Vec<String>,
-    /// Processes with this id. Repeatable
-    #[arg(long, help_heading = "Filters")]
-    pub pid: Vec<u32>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExportFormat {
-    /// For Wireshark (.pcapng)
-    Pcapng,
-    /// For Perfetto (.pftrace)
-    Pftrace,
-}
-
-#[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("task").required(true).multiple(true)
-    .args(["install", "extcap_interfaces", "extcap_dlts", "extcap_config", "capture"])))]
-pub struct ExtcapArgs {
-    /// Put socktrace among the capture interfaces of this user's Wireshark
-    #[arg(long, exclusive = true)]
-    pub install: bool,
-    /// Name the interfaces
-    #[arg(long, help_heading = "Asked by Wireshark")]
-    pub extcap_interfaces: bool,
-    /// Name the interface's link types
-    #[arg(long, help_heading = "Asked by Wireshark")]
-    pub extcap_dlts: bool,
-    /// Name the interface's options
-    #[arg(long, help_heading = "Asked by Wireshark")]
-    pub extcap_config: bool,
-    /// Capture
-    #[arg(long, requires = "fifo", help_heading = "Asked by Wireshark")]
-    pub capture: bool,
-    /// Which interface
-    #[arg(long, value_name = "NAME", help_heading = "Asked by Wireshark")]
-    pub extcap_interface: Option<String>,
-    /// Wireshark's version
-    #[arg(long, value_name = "VERSION", num_args = 0..=1, help_heading = "Asked by Wireshark")]
-    pub extcap_version: Option<Option<String>>,
-    /// Where to write packets
-    #[arg(long, value_name = "FIFO", help_heading = "Asked by Wireshark")]
-    pub fifo: Option<PathBuf>,
-    /// A capture filter; there are none for sockets
-    #[arg(long, value_name = "FILTER", help_heading = "Asked by Wireshark")]
-    pub extcap_capture_filter: Option<String>,
-    /// Trace this command line of the shell's
-    #[arg(long, conflicts_with_all = ["pid", "name"], help_heading = "Options of the interface")]
-    pub command: Option<String>,
-    /// Trace these processes, through Frida
-    #[arg(long, value_name = "PIDS", value_delimiter = ',', help_heading = "Options of the interface")]
-    pub pid: Vec<u32>,
-    /// Trace every process of yours with this name, through Frida
-    #[arg(long, help_heading = "Options of the interface")]
-    pub name: Option<String>,
-    /// Patterns of socket paths, as run has them, with spaces between
-    #[arg(long, value_name = "GLOBS", help_heading = "Options of the interface")]
-    pub path: Option<String>,
-    /// Protocols of socket paths, PATH=PROTOCOL, with spaces between
-    #[arg(long, value_name = "RULES", help_heading = "Options of the interface")]
-    pub decode: Option<String>,
-    /// Capture at most N bytes of each call
-    #[arg(long, value_name = "N", default_value_t = EVERYTHING, hide_default_value = true,
-          value_parser = clap::value_parser!(u64).range(..=EVERYTHING), help_heading = "Options of the interface")]
-    pub max_bytes: u64,
 }
 
 #[derive(Debug, Args)]

@@ -241,7 +241,7 @@ fn a_reader_that_goes_is_no_error() {
 /// So many bytes may an export take.
 const MAX_MEMORY: u64 = 200 << 20;
 /// Payload of the recording that is made up, in MiB; SOCKTRACE_TEST_EXPORT_MIB asks for more.
-const PAYLOAD_MIB: u64 = 320;
+const PAYLOAD_MIB: u64 = 240;
 /// Of them, events of this length.
 const EVENT_LEN: u64 = 64 << 10;
 
