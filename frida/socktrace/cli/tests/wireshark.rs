@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use harness::wireshark::{Capture, events, is_there, record, recorded};
 use harness::{has, until};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A server that goes when the test does.
 struct Server(Child);
@@ -24,7 +25,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // timeout(1) and runuser(1) hand this on, which they could not do with SIGKILL.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
         let _ = self.0.wait();
     }
 }
