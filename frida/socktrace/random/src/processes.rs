@@ -3,6 +3,8 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
 use crate::actor::{Actor, Socket, outcome};
 use crate::log::{self, Moved};
 use crate::undeclared::close_range;
@@ -150,6 +152,7 @@ pub fn go_on(words: &[String]) -> c_int {
     }
     let seed = seed.parse().unwrap_or(0);
     log::set_seed(seed);
+    log::note("executed", std::process::id().into());
     crate::occupy_low_descriptors();
     crate::signals::install();
     let mut actor = Actor::new(seed, key, dir.into(), run.parse().unwrap_or(0));
@@ -278,7 +281,10 @@ pub fn beside(actor: &mut Actor) {
         // SAFETY: takes numbers.
         let outcome = outcome(|| unsafe { close_range(FIRST_FD as u32, u32::MAX, 0) });
         child.result(format_args!("close_range {outcome}"));
-        drop(as_owned(READY_FD));
+        // Which ends the pipe; the number stays the program's.
+        let nothing = openat(CWD, "/dev/null", OFlags::RDWR, Mode::empty()).expect("/dev/null");
+        rustix::io::dup2(&nothing, &mut std::mem::ManuallyDrop::new(as_owned(READY_FD))).expect("dup2");
+        drop(nothing);
         run_child(&mut child, count);
         let ending = child.rng.of(&[Ending::Exit, Ending::ExitAtOnce, Ending::Kill, Ending::ExecuteItself]);
         end(&mut child, ending);

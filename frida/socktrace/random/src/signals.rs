@@ -61,6 +61,8 @@ pub fn set_outlet(fd: c_int) {
     OUTLET.store(-1, Relaxed);
     if fd >= 0 {
         OUTLET_INODE.store(inode_of(fd), Relaxed);
+        // One handler may interrupt the other.
+        log::shared(inode_of(fd));
         LEFT.store(WRITES, Relaxed);
         OUTLET.store(fd, Relaxed);
     }

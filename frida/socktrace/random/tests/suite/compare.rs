@@ -285,10 +285,13 @@ fn compare_ends(account: &Account, recorded: &Recorded, differences: &mut Vec<St
             ends.entry((inode, close.pid.unwrap_or(0))).or_default().1.push(close);
         }
     }
+    // What a program has told is not known to the one that it executes.
+    let executed = account.notes("executed");
     for closed in &account.closed {
         let is_heard = heard.get(&(closed.inode, closed.pid)).is_some_and(|line| *line <= closed.line);
         let how = closed.how.as_str();
-        let is_sure = is_heard && how != UNSEEN && !how.starts_with("shutdown:");
+        let is_sure =
+            is_heard && !executed.contains(&i64::from(closed.pid)) && how != UNSEEN && !how.starts_with("shutdown:");
         ends.entry((closed.inode, closed.pid)).or_default().0.push(End { how, is_sure });
     }
     let unseen: BTreeSet<u64> = account.closed.iter().filter(|end| end.how == UNSEEN).map(|end| end.inode).collect();
