@@ -255,15 +255,15 @@ cases! {
     "Sending" {
         "`send`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::send(fd, d.as_ptr().cast(), d.len(), 0));
         "`sendto`", a => sends(a, libc::SOCK_DGRAM, false, |fd, d| libc::sendto(fd, d.as_ptr().cast(), d.len(), 0, std::ptr::null(), 0));
-        "`sendmsg`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::sendmsg(fd, &raw const *&message(&mut one(d)), 0));
+        "`sendmsg`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::sendmsg(fd, std::ptr::from_ref(&message(&mut one(d))), 0));
         "`sendmmsg`", a => sends(a, libc::SOCK_DGRAM, false, |fd, d| {
             let mut messages = [mmsghdr { msg_hdr: message(&mut one(d)), msg_len: 0 }];
             libc::sendmmsg(fd, messages.as_mut_ptr(), 1, 0);
             messages[0].msg_len as isize
         });
         "`write`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::write(fd, d.as_ptr().cast(), d.len()));
-        "`writev`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::writev(fd, &raw const *&one(d), 1));
-        "`pwritev2`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::pwritev2(fd, &raw const *&one(d), 1, -1, 0));
+        "`writev`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::writev(fd, std::ptr::from_ref(&one(d)), 1));
+        "`pwritev2`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::pwritev2(fd, std::ptr::from_ref(&one(d)), 1, -1, 0));
         "`sendfile`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| send_file(fd, d, |to, from, offset| libc::sendfile(to, from, offset, LEN)));
         "`sendfile64`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| send_file(fd, d, |to, from, offset| libc::sendfile64(to, from, offset, LEN)));
         "`splice`, from a pipe", a => sends(a, libc::SOCK_STREAM, true, |fd, d| through_pipe(d, |pipe, _| libc::splice(pipe, NO_OFFSET, fd, NO_OFFSET, LEN, 0)));
@@ -277,27 +277,27 @@ cases! {
             dprintf(fd, c"%.24s".as_ptr(), d.as_ptr()) as isize
         });
         "`syscall(SYS_sendto, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_sendto, fd as c_long, d.as_ptr(), d.len(), 0 as c_long, std::ptr::null::<u8>(), 0 as c_long) as isize);
-        "`syscall(SYS_sendmsg, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_sendmsg, fd as c_long, &raw const *&message(&mut one(d)), 0 as c_long) as isize);
+        "`syscall(SYS_sendmsg, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_sendmsg, fd as c_long, std::ptr::from_ref(&message(&mut one(d))), 0 as c_long) as isize);
         "`syscall(SYS_write, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_write, fd as c_long, d.as_ptr(), d.len()) as isize);
-        "`syscall(SYS_writev, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_writev, fd as c_long, &raw const *&one(d), 1 as c_long) as isize);
+        "`syscall(SYS_writev, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_writev, fd as c_long, std::ptr::from_ref(&one(d)), 1 as c_long) as isize);
         "`syscall(SYS_sendfile, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| send_file(fd, d, |to, from, offset| libc::syscall(libc::SYS_sendfile, to as c_long, from as c_long, offset, LEN) as isize));
         "`syscall(SYS_splice, …)`", a => sends(a, libc::SOCK_STREAM, true, |fd, d| through_pipe(d, |pipe, _| libc::syscall(libc::SYS_splice, pipe as c_long, NO_OFFSET, fd as c_long, NO_OFFSET, LEN, 0 as c_long) as isize));
         "system call without libc: sendto" because NOT_LIBC, a => sends(a, libc::SOCK_STREAM, false, |fd, d| rustix::net::send(unseen(fd), d, rustix::net::SendFlags::empty()).map_or(-1, |n| n as isize));
         "system call without libc: write" because NOT_LIBC, a => sends(a, libc::SOCK_STREAM, false, |fd, d| rustix::io::write(unseen(fd), d).map_or(-1, |n| n as isize));
-        "io_uring: `IORING_OP_SEND`" because NOT_LIBC, a => sends(a, libc::SOCK_STREAM, false, |fd, d| ring::send(fd, d));
+        "io_uring: `IORING_OP_SEND`" because NOT_LIBC, a => sends(a, libc::SOCK_STREAM, false, ring::send);
     }
     "Receiving" {
         "`recv`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::recv(fd, d.as_mut_ptr().cast(), d.len(), 0));
         "`recvfrom`", a => receives(a, libc::SOCK_DGRAM, false, |fd, d| libc::recvfrom(fd, d.as_mut_ptr().cast(), d.len(), 0, std::ptr::null_mut(), std::ptr::null_mut()));
-        "`recvmsg`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::recvmsg(fd, &raw mut *&mut message(&mut one(d)), 0));
+        "`recvmsg`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::recvmsg(fd, std::ptr::from_mut(&mut message(&mut one(d))), 0));
         "`recvmmsg`", a => receives(a, libc::SOCK_DGRAM, false, |fd, d| {
             let mut messages = [mmsghdr { msg_hdr: message(&mut one(d)), msg_len: 0 }];
             libc::recvmmsg(fd, messages.as_mut_ptr(), 1, 0, std::ptr::null_mut());
             messages[0].msg_len as isize
         });
         "`read`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::read(fd, d.as_mut_ptr().cast(), d.len()));
-        "`readv`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::readv(fd, &raw const *&one(d), 1));
-        "`preadv2`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::preadv2(fd, &raw const *&one(d), 1, -1, 0));
+        "`readv`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::readv(fd, std::ptr::from_ref(&one(d)), 1));
+        "`preadv2`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::preadv2(fd, std::ptr::from_ref(&one(d)), 1, -1, 0));
         "`__read_chk`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __read_chk(fd, d.as_mut_ptr(), d.len(), d.len()));
         "`__recv_chk`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __recv_chk(fd, d.as_mut_ptr(), d.len(), d.len(), 0));
         "`__recvfrom_chk`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __recvfrom_chk(fd, d.as_mut_ptr(), d.len(), d.len(), 0, std::ptr::null_mut(), std::ptr::null_mut()));
@@ -307,12 +307,12 @@ cases! {
             libc::fread(d.as_mut_ptr().cast(), 1, d.len(), file) as isize
         }));
         "`syscall(SYS_recvfrom, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_recvfrom, fd as c_long, d.as_mut_ptr(), d.len(), 0 as c_long, std::ptr::null::<u8>(), std::ptr::null::<u8>()) as isize);
-        "`syscall(SYS_recvmsg, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_recvmsg, fd as c_long, &raw mut *&mut message(&mut one(d)), 0 as c_long) as isize);
+        "`syscall(SYS_recvmsg, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_recvmsg, fd as c_long, std::ptr::from_mut(&mut message(&mut one(d))), 0 as c_long) as isize);
         "`syscall(SYS_read, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_read, fd as c_long, d.as_mut_ptr(), d.len()) as isize);
-        "`syscall(SYS_readv, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_readv, fd as c_long, &raw const *&one(d), 1 as c_long) as isize);
+        "`syscall(SYS_readv, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_readv, fd as c_long, std::ptr::from_ref(&one(d)), 1 as c_long) as isize);
         "system call without libc: recvfrom" because NOT_LIBC, a => receives(a, libc::SOCK_STREAM, false, |fd, d| rustix::net::recv(unseen(fd), d, rustix::net::RecvFlags::empty()).map_or(-1, |(n, _)| n as isize));
         "system call without libc: read" because NOT_LIBC, a => receives(a, libc::SOCK_STREAM, false, |fd, d| rustix::io::read(unseen(fd), d).map_or(-1, |n| n as isize));
-        "io_uring: `IORING_OP_RECV`" because NOT_LIBC, a => receives(a, libc::SOCK_STREAM, false, |fd, d| ring::receive(fd, d));
+        "io_uring: `IORING_OP_RECV`" because NOT_LIBC, a => receives(a, libc::SOCK_STREAM, false, ring::receive);
     }
     "Messages" {
         "`SCM_RIGHTS`", a => passes(a, libc::SOCK_STREAM, 0, 8);

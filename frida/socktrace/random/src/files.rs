@@ -204,7 +204,7 @@ pub fn take_by_pidfd(actor: &mut Actor) {
     let (pidfd, wanted) = (own.as_raw_fd(), fd);
     // SAFETY: takes numbers.
     let outcome = outcome(|| unsafe {
-        if actor.op % 2 == 0 {
+        if actor.op.is_multiple_of(2) {
             pidfd_getfd(pidfd, wanted, 0)
         } else {
             libc::syscall(libc::SYS_pidfd_getfd, pidfd as c_long, wanted as c_long, 0 as c_long) as c_int

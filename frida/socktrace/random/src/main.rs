@@ -175,7 +175,7 @@ fn run_seed(seed: u64, dir: &Path, run: u32, size: usize) -> c_int {
     occupy_low_descriptors();
     signals::install();
     let mut main = Actor::new(seed, "0", dir, run);
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         main.is_alone = false;
         std::thread::scope(|scope| {
             for number in 1..=2 {

@@ -40,9 +40,7 @@ fn submit(operation: IoringOp, fd: c_int, data: &mut [u8]) -> isize {
         let (submissions, completions) = (map(IORING_OFF_SQ_RING), map(IORING_OFF_CQ_RING));
         let entry = map(IORING_OFF_SQES).cast::<io_uring_sqe>();
         let word = |ring: *mut std::ffi::c_void, offset: u32| &*ring.byte_add(offset as usize).cast::<AtomicU32>();
-        let mut request = io_uring_sqe::default();
-        request.opcode = operation;
-        request.fd = fd.as_raw_fd();
+        let mut request = io_uring_sqe { opcode: operation, fd: fd.as_raw_fd(), ..io_uring_sqe::default() };
         request.addr_or_splice_off_in.addr = rustix::io_uring::io_uring_ptr::new(data.as_mut_ptr().cast());
         request.len.len = data.len() as u32;
         entry.write(request);

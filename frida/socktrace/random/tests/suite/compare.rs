@@ -238,7 +238,8 @@ fn are_credentials(moved: &Moved, event: &Event) -> bool {
 /// Each call's offset is where the process's call before it ended, or that of a vforked child, which shares its memory.
 fn compare_offsets(account: &Account, recorded: &Recorded, differences: &mut Vec<String>) {
     let shared = shared(account);
-    let mut lanes: BTreeMap<(&str, Option<Direction>, Option<u32>), Vec<&Call>> = BTreeMap::new();
+    type OfProcess<'a> = (&'a str, Option<Direction>, Option<u32>);
+    let mut lanes: BTreeMap<OfProcess<'_>, Vec<&Call>> = BTreeMap::new();
     for call in &recorded.calls {
         lanes.entry((&call.conn_id, call.event.direction, call.event.pid)).or_default().push(call);
     }
@@ -268,7 +269,8 @@ fn compare_offsets(account: &Account, recorded: &Recorded, differences: &mut Vec
 
 /// The ends of connections, and half of them, are recorded by how they came about.
 fn compare_ends(account: &Account, recorded: &Recorded, differences: &mut Vec<String>) {
-    let mut ends: BTreeMap<(u64, u32), (Vec<End<'_>>, Vec<&Event>)> = BTreeMap::new();
+    type Both<'a> = (Vec<End<'a>>, Vec<&'a Event>);
+    let mut ends: BTreeMap<(u64, u32), Both<'_>> = BTreeMap::new();
     // From which line of the account on a process has told of a connection: an end before may be of what nobody heard
     // of.
     let mut heard: BTreeMap<(u64, u32), usize> = BTreeMap::new();
@@ -324,7 +326,7 @@ struct End<'a> {
 /// taken its peer away it has none to end.
 fn are_ends(is: &[End<'_>], said: &[&str]) -> bool {
     let whole: Vec<&str> = said.iter().filter(|how| !["connect", "vanished"].contains(*how)).copied().collect();
-    let may_lack = usize::from(said.last() == Some(&"connect"));
+    let may_lack = said.iter().filter(|how| **how == "connect").count();
     match_ends(is, &whole, may_lack)
 }
 
@@ -335,5 +337,5 @@ fn match_ends(is: &[End<'_>], said: &[&str], may_lack: usize) -> bool {
     });
     is_said
         || (!end.is_sure && match_ends(is_left, said, may_lack))
-        || (may_lack > 0 && said.is_empty() && match_ends(is_left, said, may_lack - 1))
+        || (may_lack > 0 && match_ends(is_left, said, may_lack - 1))
 }

@@ -145,13 +145,13 @@ pub fn disturbed(untraced: &Results, traced: &Results) -> Vec<String> {
     keys.sort_unstable();
     keys.dedup();
     let none = Vec::new();
-    let first = |key: &&(u64, String)| {
+    let first = |key: &(u64, String)| {
         let (is, was) = (untraced.get(key).unwrap_or(&none), traced.get(key).unwrap_or(&none));
         let at = (0..is.len().max(was.len())).find(|at| is.get(*at) != was.get(*at))?;
         let (seed, thread) = key;
         Some(format!("seed {seed}: {thread}: untraced {:?}, traced {:?}", is.get(at), was.get(at)))
     };
-    keys.iter().filter_map(|key| first(key)).collect()
+    keys.into_iter().filter_map(first).collect()
 }
 
 /// The operations that a run's results speak of.
