@@ -11,7 +11,7 @@ export SOCKTRACE_AGENT = $(AGENT)
 export SOCKTRACE_FRIDA = $(VENV)/bin/frida
 export SOCKTRACE_FRIDA16 = $(VENV16)/bin/frida
 
-.PHONY: all demo test lint clean build coverage random soak
+.PHONY: all demo test lint clean build coverage random soak bench
 
 all: build
 
@@ -38,6 +38,12 @@ random: build $(VENV)/ready
 SECONDS = 600
 soak: build $(VENV)/ready
 	SOCKTRACE_SOAK=$(SECONDS) cargo test --locked -p socktrace-random --test suite -- --nocapture soak
+
+# What tracing costs, in one table (docs/benchmarks.md): BENCH_ONLY=a,b some workloads, BENCH_ROUNDS=N other than 9
+# rounds, BENCH_WAYS=preload+shm,strace some ways. As root it has bpftrace's row, too.
+bench: build $(VENV)/ready
+	cargo build --release --locked -p socktrace-bench
+	@$${CARGO_TARGET_DIR:-target}/release/socktrace-bench
 
 lint:
 	cargo fmt --all --check
