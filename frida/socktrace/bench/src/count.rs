@@ -132,7 +132,7 @@ pub fn in_strace(file: &Path) -> Result<Found> {
         let Some(parsed) = StraceCall::parse(call) else { continue };
         match parsed.name {
             b"accept" | b"accept4" if find(parsed.arguments, b"AF_UNIX").is_some() => {
-                drop(sockets.insert(parsed.result))
+                sockets.insert(parsed.result);
             }
             b"connect" if find(parsed.arguments, b"AF_UNIX").is_some() && parsed.result == 0 => {
                 sockets.extend(parsed.fd());
@@ -190,7 +190,9 @@ pub fn in_bpftrace(file: &Path) -> Result<Found> {
         let mut fields = line.trim_ascii_end().splitn(4, |&b| b == b' ');
         let (what, fd, _count, bytes) = (fields.next(), fields.next(), fields.next(), fields.next());
         match (what, fd, bytes) {
-            (Some(b"c"), Some(fd), _) => drop(accepted.insert(fd.to_vec())),
+            (Some(b"c"), Some(fd), _) => {
+                accepted.insert(fd.to_vec());
+            }
             (Some(b"s"), Some(_), Some(bytes)) => found.add_printed(bytes),
             (Some(b"r"), Some(fd), Some(bytes)) if accepted.contains(fd) => found.add_printed(bytes),
             _ => {}

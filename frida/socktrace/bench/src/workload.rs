@@ -18,6 +18,9 @@ use crate::raw;
 /// What is executed by [`Kind::Spawn`].
 const SMALL_PROGRAM: &std::ffi::CStr = c"/bin/true";
 
+/// Exchanges that are done by one call of a function.
+const BLOCK: u64 = 16;
+
 /// The message of this number, as both ends send it: the number, and a pattern.
 pub fn message(number: u64, len: usize) -> Vec<u8> {
     let mut message: Vec<u8> = (0..len).map(|at| b'a' + (at % 26) as u8).collect();
@@ -47,6 +50,24 @@ impl Connection {
         let raw = unsafe { raw::call(libc::SYS_accept4, [listener, 0, 0, 0]) }? as i32;
         let (message, reply) = (message(0, len), message(0, len));
         Ok(Self { traced, raw, message, reply, room: vec![0; len], sent: 0 })
+    }
+
+    /// So many exchanges.
+    fn exchanges(&mut self, times: u64) {
+        for _ in 0..times / BLOCK {
+            self.block();
+        }
+        for _ in 0..times % BLOCK {
+            self.exchange();
+        }
+    }
+
+    /// A function with a name: tests/instructions.rs counts what is between two calls.
+    #[inline(never)]
+    fn block(&mut self) {
+        for _ in 0..BLOCK {
+            self.exchange();
+        }
     }
 
     /// One message there, one back.
@@ -88,7 +109,7 @@ pub fn run(kind: Kind, directory: &Path) -> io::Result<()> {
     match kind {
         Kind::Messages { len, threads: 1 } => {
             let mut connection = Connection::new(&directory.join("0"), len)?;
-            serve(|times| (0..times).for_each(|_| connection.exchange()))
+            serve(|times| connection.exchanges(times))
         }
         Kind::Messages { len, threads } => {
             let connect = |thread: usize| Connection::new(&directory.join(thread.to_string()), len);
@@ -96,7 +117,7 @@ pub fn run(kind: Kind, directory: &Path) -> io::Result<()> {
             serve(|times| {
                 thread::scope(|scope| {
                     for connection in &mut connections {
-                        scope.spawn(move || (0..times).for_each(|_| connection.exchange()));
+                        scope.spawn(move || connection.exchanges(times));
                     }
                 });
             })
