@@ -39,7 +39,7 @@ SECONDS = 600
 soak: build $(VENV)/ready
 	SOCKTRACE_SOAK=$(SECONDS) cargo test --locked -p socktrace-random --test suite -- --nocapture soak
 
-# What tracing costs, in one table (docs/benchmarks.md): BENCH_ONLY=a,b some workloads, BENCH_ROUNDS=N other than 9
+# What tracing costs, in one table (docs/benchmarks.md): BENCH_ONLY=a,b some workloads, BENCH_ROUNDS=N other than 7
 # rounds, BENCH_WAYS=preload+shm,strace some ways. As root it has bpftrace's row, too.
 bench: build $(VENV)/ready
 	cargo build --release --locked -p socktrace-bench

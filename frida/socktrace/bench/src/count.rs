@@ -47,7 +47,7 @@ pub fn in_recording(directory: &Path, sockets: &Path, own_pid: u32) -> Result<Fo
     while reader.read_until(b'\n', &mut line)? != 0 {
         let event: Event<'_> =
             serde_json::from_slice(&line).with_context(|| String::from_utf8_lossy(&line).into_owned())?;
-        pids.extend(event.pid.filter(|pid| *pid != own_pid && event.kind != "close"));
+        pids.extend(event.pid.filter(|pid| *pid != own_pid && event.kind == "init"));
         found.lost += event.events.unwrap_or(0);
         let is_ours = event.path.as_deref().is_some_and(|path| Path::new(path).starts_with(sockets));
         if event.kind == "data" && is_ours {
@@ -137,13 +137,17 @@ pub fn in_strace(file: &Path) -> Result<Found> {
             b"connect" if find(parsed.arguments, b"AF_UNIX").is_some() && parsed.result == 0 => {
                 sockets.extend(parsed.fd());
             }
-            b"sendto" | b"recvfrom" | b"read" | b"write" if parsed.result > 0 => {
-                if parsed.fd().is_some_and(|fd| sockets.contains(&fd)) {
-                    found.messages += 1;
-                    // An abbreviated string ends in `"...`; the longest message is as long as strings may be.
-                    let is_whole = find(parsed.arguments, b"\"...").is_none();
-                    found.bytes += if is_whole { parsed.result.unsigned_abs() } else { 0 };
-                }
+            b"read" if parsed.result == 0 => {
+                // Its end; another file may have the number next.
+                let _ = parsed.fd().map(|fd| sockets.remove(&fd));
+            }
+            b"sendto" | b"recvfrom" | b"read" | b"write"
+                if parsed.result > 0 && parsed.fd().is_some_and(|fd| sockets.contains(&fd)) =>
+            {
+                found.messages += 1;
+                // An abbreviated string ends in `"...`; the longest message is as long as strings may be.
+                let is_whole = find(parsed.arguments, b"\"...").is_none();
+                found.bytes += if is_whole { parsed.result.unsigned_abs() } else { 0 };
             }
             _ => {}
         }

@@ -28,11 +28,11 @@ use crate::table::Row;
 use crate::way::Way;
 
 /// Rounds, unless `BENCH_ROUNDS` says otherwise: `make bench` takes some six minutes.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 7;
 /// For so many with processors for each side there is one with any processor for both.
 const UNPINNED_PART: usize = 3;
 /// The same for ways that have to be started anew for each.
-const ALONE_PART: usize = 3;
+const ALONE_PART: usize = 4;
 /// Recordings lie in memory.
 const PLACE: &str = "/dev/shm";
 const PINNED: Cpus = Cpus { programs: Some(0), collector: Some(1) };

@@ -53,7 +53,10 @@ pub struct Measured {
     pub found: Found,
 }
 
-/// The untraced program, or one that is traced.
+/// A traced program, how often it does something, and what was measured.
+type State = (Traced, Side, Measured);
+
+/// How often a program, untraced or traced, does something in a burst.
 struct Side {
     wanted: Option<u64>,
     target_ns: u64,
@@ -117,7 +120,7 @@ pub fn measure(
     let mut program = Running::start(&mut untraced.to_command()?, None, &errors)?;
     untraced.wait_until_ready(&mut program)?;
     let mut side = Side::new(kind);
-    let mut sides: Vec<(Way, Result<(Traced, Side, Measured)>)> = Vec::new();
+    let mut sides: Vec<Result<State>> = Vec::new();
     // Calibrates.
     side.burst(kind, &mut untraced, &mut program)?;
     for &way in ways {
@@ -126,10 +129,10 @@ pub fn measure(
             side.burst(kind, &mut traced.subject, &mut traced.program)?;
             Ok((traced, side, Measured::default()))
         });
-        sides.push((way, started));
+        sides.push(started);
     }
     for _ in 0..rounds {
-        for (_, state) in &mut sides {
+        for state in &mut sides {
             let Ok((traced, traced_side, measured)) = state else { continue };
             let mut pair = || -> Result<Pair> {
                 let before = settle(traced.collector_pid());
@@ -144,13 +147,11 @@ pub fn measure(
             }
         }
     }
-    let finish = |(_, state): (Way, Result<(Traced, Side, Measured)>)| {
-        let finished = state.and_then(|(traced, _, mut measured)| {
-            let (moved, found) = traced.finish()?;
-            measured.add(moved, found);
-            Ok(measured)
-        });
-        finished
+    let finish = |state: Result<State>| {
+        let (traced, _, mut measured) = state?;
+        let (moved, found) = traced.finish()?;
+        measured.add(moved, found);
+        Ok(measured)
     };
     let measured = sides.into_iter().map(finish).collect();
     untraced.finish(&mut program)?;
@@ -166,7 +167,7 @@ fn start(way: Way, kind: Kind, cpus: Cpus, place: &Path) -> Result<Traced> {
 /// Measures a way that untraced programs feel as well: it is started for each burst and ended after it.
 pub fn measure_alone(workload: &Workload, way: Way, rounds: usize, cpus: Cpus, place: &Path) -> Result<Measured> {
     let kind = workload.kind;
-    let mut untraced = Subject::new(kind, place.join("untraced"), cpus.programs)?;
+    let mut untraced = Subject::new(kind, place.join("untraced-alone"), cpus.programs)?;
     let mut program = Running::start(&mut untraced.to_command()?, None, &place.join("errors.txt"))?;
     untraced.wait_until_ready(&mut program)?;
     let (mut side, mut traced_side) = (Side::new(kind), Side::new(kind));

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -38,13 +39,15 @@ pub struct Subject {
     cpu: Option<usize>,
     times: u64,
     pid: u32,
+    /// Moved before it was traced.
+    before: Moved,
 }
 
 impl Subject {
     /// A program that makes its sockets in a directory of its own, and keeps to a processor.
     pub fn new(kind: Kind, directory: PathBuf, cpu: Option<usize>) -> Result<Self> {
         std::fs::create_dir_all(&directory)?;
-        Ok(Self { kind, directory, cpu, times: 0, pid: 0 })
+        Ok(Self { kind, directory, cpu, times: 0, pid: 0, before: Moved::default() })
     }
 
     fn socket(&self) -> PathBuf {
@@ -107,6 +110,19 @@ impl Subject {
         Ok(self.pid)
     }
 
+    /// What it has moved up to now is not to be found in any recording.
+    pub fn forget_what_was(&mut self) -> Result<()> {
+        // Connections that were closed have been noticed by then.
+        std::thread::sleep(Duration::from_millis(20));
+        self.before = self.moved()?;
+        Ok(())
+    }
+
+    /// Whether it starts programs, which are what should be found of it.
+    pub fn is_spawning(&self) -> bool {
+        self.kind == Kind::Spawn
+    }
+
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -138,6 +154,8 @@ impl Subject {
     /// Ends it, and says what it moved.
     pub fn finish(self, running: &mut Running) -> Result<Moved> {
         let moved = self.moved()?;
+        let before = self.before;
+        let moved = Moved { messages: moved.messages - before.messages, bytes: moved.bytes - before.bytes };
         if let Kind::Redis { .. } = self.kind {
             signal_to(self.pid, libc::SIGTERM);
         }
@@ -161,7 +179,8 @@ impl Subject {
                 // The answer itself was not yet written.
                 Ok(Moved { messages: calls + 1, bytes: bytes + info.len })
             }
-            Kind::Pipe { .. } | Kind::Tcp { .. } | Kind::Spawn => Ok(Moved::default()),
+            Kind::Spawn => Ok(Moved { messages: times, bytes: 0 }),
+            Kind::Pipe { .. } | Kind::Tcp { .. } => Ok(Moved::default()),
         }
     }
 

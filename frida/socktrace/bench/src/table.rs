@@ -1,5 +1,7 @@
 //! The table.
 
+use std::cmp::Ordering;
+
 use anyhow::Result;
 
 use crate::kind::{Kind, Workload};
@@ -73,9 +75,13 @@ fn micros(ns: f64) -> String {
     format!("{:.2} µs", ns / 1000.0)
 }
 
-/// 100 only if it is all.
+/// 100 only if it is all; what is there beside it is not the program's, but Frida's own, say.
 fn percentage(part: u64, whole: u64) -> String {
-    if part == whole { "100 %".into() } else { format!("{:.2} %", part as f64 * 100.0 / whole as f64) }
+    match part.cmp(&whole) {
+        Ordering::Less => format!("{:.2} %", part as f64 * 100.0 / whole as f64),
+        Ordering::Equal => "100 %".into(),
+        Ordering::Greater => format!("100 % (+{})", part - whole),
+    }
 }
 
 const HEADS: [&str; 8] = [
@@ -107,5 +113,5 @@ pub fn print(rows: &[Row], rounds: usize) {
         "processor to itself and the collector the other, but for the last column. Times in µs and the collector's"
     );
     println!("CPU time are for one time: a message sent and one received, a request, a program. (f): redis-server is");
-    println!("traced, redis-benchmark shares its processor.");
+    println!("traced, redis-benchmark shares its processor. (g): the messages are programs started.");
 }

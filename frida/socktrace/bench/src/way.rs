@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -17,6 +18,8 @@ use crate::subject::{Moved, Subject};
 const MAX_BYTES: u32 = 1 << 20;
 /// What bpftrace prints of a buffer at most, in bytes: as much as its version 0.17 lets itself be told.
 const BPFTRACE_STRLEN: &str = "200";
+/// Between two probes that bpftrace attaches.
+const ATTACHING: Duration = Duration::from_millis(300);
 /// The Frida agent in JavaScript, but for where to send to.
 const PLAIN_JS: &str = include_str!("plain.js");
 /// The program of bpftrace.
@@ -125,6 +128,9 @@ impl Traced {
             _ => Running::start(&mut subject.to_command()?, None, &errors)?,
         };
         let pid = subject.wait_until_ready(&mut program)?;
+        if !matches!(way, Way::Preload | Way::Strace) {
+            subject.forget_what_was()?;
+        }
         match way {
             Way::Preload | Way::Strace => {}
             Way::Bpftrace => {
@@ -137,8 +143,9 @@ impl Traced {
                     .arg(&recording)
                     .arg(script)
                     .arg(pid.to_string());
-                collector = Some(Running::start(&mut command, collector_cpu, &errors)?);
-                until("bpftrace", || fs::read_to_string(&recording).is_ok_and(|text| text.contains("begin")))?;
+                let bpftrace = Running::start(&mut command, collector_cpu, &errors)?;
+                wait_until_attached(bpftrace.pid())?;
+                collector = Some(bpftrace);
             }
             Way::Javascript => {
                 let socket = directory.join("receiver");
@@ -194,6 +201,7 @@ impl Traced {
     pub fn finish(self) -> Result<(Moved, Found)> {
         let Self { subject, mut program, collector, way, directory } = self;
         let (sockets, pid, message_len) = (subject.sockets().to_owned(), subject.pid(), subject.message_len());
+        let is_spawning = subject.is_spawning();
         let moved = subject.finish(&mut program)?;
         let recording = directory.join("recording");
         let mut received = None;
@@ -210,7 +218,7 @@ impl Traced {
             }
             collector.finish()?;
         }
-        let found = match way {
+        let mut found = match way {
             Way::Strace => count::in_strace(&recording)?,
             Way::Bpftrace => count::in_bpftrace(&recording)?,
             Way::Javascript => received.context("the receiver's counts")?,
@@ -222,6 +230,9 @@ impl Traced {
                 found
             }
         };
+        if is_spawning {
+            found.messages = found.children;
+        }
         fs::remove_dir_all(&directory)?;
         Ok((moved, found))
     }
@@ -239,6 +250,24 @@ fn inject(script: &Path, parameters: Option<&str>, pid: u32, cpu: Option<usize>,
         bail!("frida: {error}: {}", fs::read_to_string(&errors).unwrap_or_default().trim());
     }
     Ok(())
+}
+
+/// bpftrace says nothing in a file before it has written 4 KiB, so it is its descriptors that are looked at: one and
+/// more for each probe, and no more of them for a while.
+fn wait_until_attached(pid: u32) -> Result<()> {
+    let events = || -> usize {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let target = |entry: fs::DirEntry| fs::read_link(entry.path()).ok();
+        entries.filter_map(target).filter(|target| target.as_os_str() == "anon_inode:[perf_event]").count()
+    };
+    let mut last = (0, Instant::now());
+    until("bpftrace", || {
+        let now = events();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        now > SOCKETS_BT.matches("tracepoint:").count() && last.1.elapsed() > ATTACHING
+    })
 }
 
 fn text(path: &Path) -> Result<&str> {
