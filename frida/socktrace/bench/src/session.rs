@@ -12,9 +12,11 @@ use crate::kind::{Kind, Workload};
 use crate::subject::{Burst, Moved, Subject};
 use crate::way::{Traced, Way};
 
-/// How long a burst should take, in nanoseconds: long enough for a full ring to show in it where the collector is the
-/// slower side.
-const BURST_NS: u64 = 120_000_000;
+/// How long a burst should take, in nanoseconds.
+const BURST_NS: u64 = 100_000_000;
+/// The same of messages: several times as long as a ring takes what comes without being read, so that a collector that is
+/// too slow shows.
+const MESSAGES_BURST_NS: u64 = 350_000_000;
 /// The same for redis-benchmark, which looks at its clock four times a second and needs some time to connect.
 const REDIS_BURST_NS: u64 = 400_000_000;
 /// Payload that a burst may move, in bytes: recordings lie in memory, until their workload is done.
@@ -64,8 +66,12 @@ struct Side {
 
 impl Side {
     fn new(kind: Kind) -> Self {
-        let is_redis = matches!(kind, Kind::Redis { .. });
-        Self { wanted: None, target_ns: if is_redis { REDIS_BURST_NS } else { BURST_NS } }
+        let target_ns = match kind {
+            Kind::Redis { .. } => REDIS_BURST_NS,
+            Kind::Messages { .. } => MESSAGES_BURST_NS,
+            _ => BURST_NS,
+        };
+        Self { wanted: None, target_ns }
     }
 
     /// As many times as take long enough.
