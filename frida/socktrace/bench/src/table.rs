@@ -108,10 +108,17 @@ pub fn print(rows: &[Row], rounds: usize) {
         }
     }
     println!();
-    println!("Medians (quartiles) of {rounds} pairs of runs, untraced and traced in turn. The traced program has one");
     println!(
-        "processor to itself and the collector the other, but for the last column. Times in µs and the collector's"
+        "Medians (quartiles) of {rounds} pairs of runs, untraced and traced in turn; of fewer where it takes twice as"
     );
-    println!("CPU time are for one time: a message sent and one received, a request, a program. (f): redis-server is");
-    println!("traced, redis-benchmark shares its processor. (g): the messages are programs started.");
+    println!(
+        "long or more, for bpftrace, and in the last column. The traced program has one processor to itself and the"
+    );
+    println!(
+        "collector the other, but for the last column. Times in µs and the collector's CPU time are for one time: a"
+    );
+    println!(
+        "message sent and one received (in each of 4 threads), a request, a program. (f): redis-server is traced,"
+    );
+    println!("redis-benchmark shares its processor. (g): the messages are programs started.");
 }
