@@ -325,10 +325,14 @@ pub(crate) fn restore(slot: Slot, fd: i32) {
 
 /// dup(2), dup2(2), dup3(2) and fcntl(2) with F_DUPFD: `to` is now what `from` is.
 pub(crate) fn duplicated(from: i32, to: i32) {
-    let slot = descriptors::get(from);
     if to < 0 || from == to || !process::owns_descriptors() {
         return;
     }
+    let slot = match descriptors::get(from) {
+        // Now, so that both lead to one record: found one by one, the end of either would be the connection's.
+        Slot::Arrived => scan::discover(from),
+        slot => slot,
+    };
     if scan::is_beyond_table(to) {
         return;
     }
