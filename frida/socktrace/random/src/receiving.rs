@@ -61,7 +61,8 @@ pub fn receive_by(actor: &mut Actor, at: usize, call: &'static str) {
         (is_ready(fd, PollFlags::IN) && !actor.may_be_urgent() && !call.contains("mmsg")) || is_nonblocking(fd);
     let mut flags = if may_wait && actor.rng.one_in(2) { 0 } else { libc::MSG_DONTWAIT };
     for (flag, one_in) in [(libc::MSG_PEEK, 10), (libc::MSG_TRUNC, 8), (libc::MSG_OOB, 30), (libc::MSG_WAITALL, 10)] {
-        if actor.rng.one_in(one_in) {
+        // Urgent data without room for it is taken and given to nobody.
+        if actor.rng.one_in(one_in) && !(flag == libc::MSG_OOB && len == 0) {
             flags |= flag;
         }
     }
