@@ -67,7 +67,9 @@ pub struct Words {
     pub room: AtomicU32,
     /// Writers that wait for room.
     pub waiting: AtomicU32,
-    _to_192: [u32; 11],
+    /// 1 when the reader has stopped as it was told to: nobody need wait for another.
+    pub stopped: AtomicU32,
+    _to_192: [u32; 10],
     /// Events that were not recorded and that no frame has told yet.
     pub lost_events: AtomicU64,
     /// Their bytes.

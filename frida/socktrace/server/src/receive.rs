@@ -30,6 +30,8 @@ const IDLE_FLUSH: Duration = Duration::from_millis(5);
 const MAX_FLUSH: Duration = Duration::from_millis(100);
 /// How often a sink that could not pass everything on is asked to try again.
 const RETRY_FLUSH: Duration = Duration::from_millis(200);
+/// How often an unfinished frame is looked at, at the end.
+const UNFINISHED_POLL: Duration = Duration::from_millis(1);
 /// How long the end may take, however much agents have left in their sockets.
 const MAX_DRAIN: Duration = Duration::from_secs(2);
 
@@ -175,10 +177,12 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
             } else {
                 held_since.get_or_insert(start);
             }
-            // At the end, all that there is; before, the sockets have their turn.
-            if start.elapsed() > if is_last { MAX_DRAIN } else { IDLE_FLUSH } {
+            if start.elapsed() > IDLE_FLUSH {
                 break;
             }
+        }
+        if is_last {
+            drain_rings(&mut rings, &mut stuck, sink);
         }
         let now = Instant::now();
         if !arrived.is_empty() {
@@ -194,6 +198,25 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
         }
     }
     rings.finish(sink);
+}
+
+/// Hands on what is in the rings by now; a thread that is at a frame has the time to finish it, or to be gone.
+fn drain_rings(rings: &mut Rings, stuck: &mut bool, sink: &mut dyn Sink) {
+    let (start, ends) = (Instant::now(), rings.ends());
+    while !*stuck && !ends.iter().all(|end| rings.is_past(end)) {
+        if start.elapsed() > MAX_DRAIN {
+            return;
+        }
+        if !rings.take(sink) {
+            thread::sleep(UNFINISHED_POLL);
+        }
+        if rings.is_pressing() {
+            *stuck = !sink.flush();
+            if !*stuck {
+                rings.free();
+            }
+        }
+    }
 }
 
 /// Waits until something has arrived, a stop is asked for, or the time is over.

@@ -29,20 +29,24 @@ hooks! {
     }
 
     fn execve[EXECVE](path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
+        transport::leave();
         exec::with_probe(envp, |envp| libc(path, argv, envp))
     }
 
     fn execvpe(file: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
+        transport::leave();
         exec::with_probe(envp, |envp| libc(file, argv, envp))
     }
 
     fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
+        transport::leave();
         exec::with_probe(envp, |envp| libc(fd, argv, envp))
     }
 
     fn execveat[EXECVEAT](
         directory: c_int, path: *const c_char, argv: *const *const c_char, envp: *const *const c_char, flags: c_int
     ) -> c_int |libc| {
+        transport::leave();
         exec::with_probe(envp, |envp| libc(directory, path, argv, envp, flags))
     }
 
@@ -50,7 +54,10 @@ hooks! {
     fn execv(path: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
             Some(envp) => super::execve(path, argv, envp),
-            None => libc(path, argv),
+            None => {
+                transport::leave();
+                libc(path, argv)
+            }
         }
     }
 
@@ -58,7 +65,10 @@ hooks! {
     fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
             Some(envp) => super::execvpe(file, argv, envp),
-            None => libc(file, argv),
+            None => {
+                transport::leave();
+                libc(file, argv)
+            }
         }
     }
 

@@ -9,9 +9,10 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use gttr::{Ext, ExtWriter, Frame, FrameType};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_type;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
 use rustix::thread::futex;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use socktrace_ring::{Full, Record, Writer, create};
 
 use super::own::Own;
@@ -26,6 +27,8 @@ const LOOK_NS: u64 = 100_000_000;
 /// How long a wait for room is at a time, in nanoseconds. The server wakes whoever waits, so this is for one that was
 /// killed meanwhile.
 const WAIT_NS: u64 = 10_000_000;
+/// How long a server that has no room for another agent is waited for at the end, whatever the parameters say.
+const BUSY_NS: u64 = 100_000_000;
 /// Bytes of the longest frame that is sent by the socket instead.
 const MAX_NOTE_LEN: usize = 128;
 
@@ -47,7 +50,8 @@ pub(super) fn init() -> Result<(), Complaint> {
     unsafe { at.write(Writer::new(memory)) };
     WRITER.store(at, Ordering::Release);
     socket::begin_session();
-    announce();
+    // A server that is not there yet is looked for again.
+    let _ = wake();
     Ok(())
 }
 
@@ -83,35 +87,38 @@ fn look(writer: &Writer, now_ns: u64, looked: u64) {
     writer.memory().words().sleeps.store(0, Ordering::Relaxed);
     // One thread does.
     if LOOKED_NS.compare_exchange(looked, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-        wake();
+        let _ = wake();
     }
 }
 
 /// Makes the server look at its rings, or hands the ring to the one that there is now.
-fn wake() {
-    let Some(fd) = socket::OWN.current() else { return announce() };
-    match note(fd, b"wake", None) {
+///
+/// # Errors
+///
+/// No server has the ring: those of connect(2) and sendmsg(2).
+fn wake() -> Result<(), Errno> {
+    let Some(memory) = OWN.current() else { return Ok(()) };
+    let Some(fd) = socket::OWN.current() else { return announce(memory) };
+    // A server of datagrams does not know who is still there: it is told with each.
+    let is_stream = socket_type(fd) == Ok(SocketType::STREAM);
+    match note(fd, b"wake", (!is_stream).then_some(memory)) {
         // One that has not read the last one yet is awake, or will be.
-        Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => {}
+        Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok(()),
         Err(_) => {
             socket::OWN.close();
-            announce();
+            announce(memory)
         }
     }
 }
 
-/// Hands the ring to the server, by whichever type of socket it has.
-fn announce() {
-    let Some(memory) = OWN.current() else { return };
-    let connected = match socket::open(SocketType::STREAM) {
+/// Hands the ring to the server, by whichever type of socket it has. After an error a later look tries again.
+fn announce(memory: BorrowedFd<'_>) -> Result<(), Errno> {
+    let socket = match socket::open(SocketType::STREAM) {
         Err(Errno::PROTOTYPE) => socket::open(SocketType::DGRAM),
         other => other,
-    };
-    let Some(fd) = connected.ok().and_then(|fd| socket::OWN.keep(fd).ok()) else { return };
-    if note(fd, b"announce", Some(memory)).is_err() {
-        // A later look tries again.
-        socket::OWN.close();
-    }
+    }?;
+    let fd = socket::OWN.keep(socket)?;
+    note(fd, b"announce", Some(memory)).inspect_err(|_| socket::OWN.close())
 }
 
 /// Sends a frame about the ring.
@@ -183,9 +190,9 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32) -> Result<Record, Undeli
         let seen = words.room.load(Ordering::Acquire);
         words.waiting.fetch_add(1, Ordering::SeqCst);
         let reserved = writer.reserve(len, tid);
-        let left = if reserved.is_ok() { 0 } else { left_ns() };
+        let left = if reserved.is_ok() || words.stopped.load(Ordering::Relaxed) != 0 { 0 } else { left_ns() };
         if left > 0 {
-            wake();
+            let _ = wake();
             let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left.min(WAIT_NS) as _ };
             let _ = futex::wait(&words.room, futex::Flags::empty(), seen, Some(&timeout));
         }
@@ -199,12 +206,16 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32) -> Result<Record, Undeli
     }
 }
 
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Neither is negative on this clock.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// How long there is still to wait, in nanoseconds.
 fn left_ns() -> u64 {
     let OnFull::Block { max_wait_ms } = params::get().on_full else { return 0 };
-    let now = clock_gettime(ClockId::Monotonic);
-    // Neither is negative on this clock.
-    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    let now_ns = monotonic_ns();
     let since = match FULL_SINCE_NS.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(_) => now_ns,
         Err(since) => since,
@@ -212,12 +223,30 @@ fn left_ns() -> u64 {
     (since + max_wait_ms * 1_000_000).saturating_sub(now_ns)
 }
 
-/// The process ends, or becomes another program: a server that was restarted meanwhile should have the ring by then.
+/// The process ends, or becomes another program: a server should have the ring by then, for it goes with the process.
+///
+/// While a server that was killed may come back, that is waited for as for room in the ring.
 pub(super) fn leave() {
     let Some(writer) = writer() else { return };
     let words = writer.memory().words();
-    if !process::is_confined() && words.tail_position() != words.head_position() {
-        wake();
+    if process::is_confined() || process::who().is_guest {
+        return;
+    }
+    let started_ns = monotonic_ns();
+    while words.tail_position() != words.head_position() {
+        let Err(error) = wake() else { return };
+        let is_there = error == Errno::AGAIN;
+        let patience_ns = match params::get().on_full {
+            OnFull::Block { max_wait_ms } if words.stopped.load(Ordering::Relaxed) == 0 => max_wait_ms * 1_000_000,
+            _ if is_there => BUSY_NS,
+            _ => 0,
+        };
+        if monotonic_ns() - started_ns >= patience_ns {
+            return;
+        }
+        let pause = Timespec { tv_sec: 0, tv_nsec: WAIT_NS as _ };
+        // A signal makes it shorter.
+        let _ = rustix::thread::clock_nanosleep_relative(ClockId::Monotonic, &pause);
     }
 }
 

@@ -3,7 +3,7 @@
 //! What is taken out of a ring stays there until it is on record, so that a server that is killed loses nothing: the
 //! next one is handed the ring, begins where this one had given back, and leaves out what this one had recorded.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -37,16 +37,37 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// How long a thread may take that is there and not stopped: it has jumped out of a signal handler, and will not.
 const MAX_PATIENCE: Duration = Duration::from_secs(10);
 
+/// So many rings are waited for that were there before one.
+const MAX_AFTER: usize = 64;
+/// How long that is done.
+const MAX_TURN: Duration = Duration::from_secs(1);
+
+/// A position in a ring.
+pub(super) struct Position {
+    ring: u64,
+    at: u64,
+}
+
 /// A ring, and what is known of those who write to it.
 struct Ring {
+    /// Which one it is, counted as they came.
+    id: u64,
+    /// Device and inode number of the memfd.
+    key: (u64, u64),
     memory: Memory,
     reader: Reader,
+    /// What was in other rings when it came, and until when that is waited for: a process that executes a program has a
+    /// new ring, and what it did before is in an older one.
+    after: Vec<Position>,
+    after_until: Instant,
     /// Connections of agents that have announced it; 0 for datagrams.
     agents: HashSet<u64>,
     /// When a frame or an announcement last came.
     heard: Instant,
     /// Since when the next record is unfinished, at which position.
     unfinished: Option<(Instant, u64)>,
+    /// It is none any more.
+    is_corrupt: bool,
 }
 
 impl Drop for Ring {
@@ -58,8 +79,10 @@ impl Drop for Ring {
 
 /// Every ring.
 pub(super) struct Rings {
-    /// By device and inode number of the memfd.
-    rings: HashMap<(u64, u64), Ring>,
+    /// In the order in which they came.
+    rings: Vec<Ring>,
+    /// How many there were, ever.
+    count: u64,
     /// Those that were no rings, or are none any more.
     refused: HashSet<(u64, u64)>,
     buffer: Vec<u8>,
@@ -69,7 +92,7 @@ pub(super) struct Rings {
 
 impl Default for Rings {
     fn default() -> Self {
-        Self { rings: HashMap::new(), refused: HashSet::new(), buffer: vec![0; MAX_FRAME_LEN], busy: None }
+        Self { rings: Vec::new(), count: 0, refused: HashSet::new(), buffer: vec![0; MAX_FRAME_LEN], busy: None }
     }
 }
 
@@ -78,7 +101,7 @@ impl Rings {
     pub(super) fn add(&mut self, fd: &OwnedFd, agent: u64, sink: &mut dyn Sink) {
         let Ok(stat) = fstat(fd) else { return };
         let key = (stat.st_dev, stat.st_ino);
-        if let Some(ring) = self.rings.get_mut(&key) {
+        if let Some(ring) = self.rings.iter_mut().find(|ring| ring.key == key) {
             ring.agents.insert(agent);
             ring.heard = Instant::now();
             return;
@@ -96,9 +119,25 @@ impl Rings {
         });
         match made {
             Ok((memory, reader)) => {
-                let ring =
-                    Ring { memory, reader, agents: HashSet::from([agent]), heard: Instant::now(), unfinished: None };
-                self.rings.insert(key, ring);
+                // The last one to read it may have stopped.
+                reader.words().stopped.store(0, Ordering::Relaxed);
+                let (now, agents) = (Instant::now(), HashSet::from([agent]));
+                let newest = self.ends().into_iter().rev();
+                let after = newest.filter(|end| !self.is_past(end)).take(MAX_AFTER).collect();
+                let after_until = now + MAX_TURN;
+                self.count += 1;
+                self.rings.push(Ring {
+                    id: self.count,
+                    key,
+                    memory,
+                    reader,
+                    after,
+                    after_until,
+                    agents,
+                    heard: now,
+                    unfinished: None,
+                    is_corrupt: false,
+                });
             }
             Err(error) => {
                 self.refused.insert(key);
@@ -109,7 +148,7 @@ impl Rings {
 
     /// An agent's connection has ended.
     pub(super) fn agent_gone(&mut self, agent: u64) {
-        for ring in self.rings.values_mut() {
+        for ring in &mut self.rings {
             if ring.agents.remove(&agent) && ring.agents.is_empty() {
                 ring.heard = Instant::now();
             }
@@ -122,8 +161,8 @@ impl Rings {
             _ if self.rings.is_empty() => None,
             Some(since) if since.elapsed() < BUSY => Some(BUSY_POLL),
             _ => {
-                self.rings.values().for_each(|ring| ring.reader.words().sleeps.store(1, Ordering::SeqCst));
-                let all_empty = self.rings.values().all(|ring| ring.reader.is_empty());
+                self.rings.iter().for_each(|ring| ring.reader.words().sleeps.store(1, Ordering::SeqCst));
+                let all_empty = self.rings.iter().all(|ring| ring.reader.is_empty());
                 Some(if all_empty { IDLE_POLL } else { BUSY_POLL })
             }
         }
@@ -132,8 +171,11 @@ impl Rings {
     /// Hands on what is in the rings, as much as is fair; whether there was anything.
     pub(super) fn take(&mut self, sink: &mut dyn Sink) -> bool {
         let mut any = false;
-        let mut done = Vec::new();
-        for (key, ring) in &mut self.rings {
+        for index in 0..self.rings.len() {
+            if self.must_wait(index) {
+                continue;
+            }
+            let ring = &mut self.rings[index];
             let before = ring.reader.position();
             let is_sound = ring.take(&mut self.buffer, sink);
             if ring.reader.position() != before {
@@ -141,53 +183,94 @@ impl Rings {
                 ring.heard = Instant::now();
             }
             if !is_sound {
-                self.refused.insert(*key);
+                ring.is_corrupt = true;
+                self.refused.insert(ring.key);
                 sink.event(&Event::bad_frame("a ring that was written to by something else than an agent", 0), b"");
-            }
-            let is_left = ring.is_left();
-            if is_left {
-                ring.report_losses(sink);
-            }
-            if is_left || !is_sound {
-                done.push(*key);
             }
         }
         if any {
             self.busy = Some(Instant::now());
         }
-        for key in done {
-            // Its frames were handed on, and nobody takes the ring over.
-            self.rings.remove(&key);
-        }
+        // Frames of one that is left were handed on, and nobody takes the ring over.
+        self.rings.retain(|ring| {
+            let is_left = ring.is_left();
+            if is_left {
+                ring.report_losses(sink);
+            }
+            !is_left && !ring.is_corrupt
+        });
         any
+    }
+
+    /// Whether there are frames in other rings that come before those of this one.
+    fn must_wait(&mut self, index: usize) -> bool {
+        let ring = &self.rings[index];
+        if ring.after.is_empty() {
+            return false;
+        }
+        if Instant::now() < ring.after_until && !ring.after.iter().all(|end| self.is_past(end)) {
+            return true;
+        }
+        self.rings[index].after.clear();
+        false
     }
 
     /// Whether so much is held back that writers may soon find their ring full.
     pub(super) fn is_pressing(&self) -> bool {
-        self.rings.values().any(|ring| ring.reader.held() > ring.reader.ring_len() as u64 / 4)
+        self.rings.iter().any(|ring| ring.reader.held() > ring.reader.ring_len() as u64 / 4)
     }
 
     /// All that was handed on is on record: gives the room back.
     pub(super) fn free(&mut self) {
-        for ring in self.rings.values_mut().filter(|ring| ring.reader.held() > 0) {
+        for ring in self.rings.iter_mut().filter(|ring| ring.reader.held() > 0) {
             ring.reader.free();
-            let words = ring.reader.words();
-            if words.waiting.load(Ordering::SeqCst) != 0 {
-                words.room.fetch_add(1, Ordering::SeqCst);
-                let _ = futex::wake(&words.room, futex::Flags::empty(), u32::MAX);
-            }
+            ring.wake_writers();
         }
     }
 
-    /// The last look: agents that are gone have nothing more to say.
+    /// Up to where each ring is written by now.
+    pub(super) fn ends(&self) -> Vec<Position> {
+        self.rings.iter().map(|ring| Position { ring: ring.id, at: ring.reader.words().tail_position() }).collect()
+    }
+
+    /// Whether all was taken that is before such a position.
+    pub(super) fn is_past(&self, end: &Position) -> bool {
+        match self.rings.binary_search_by_key(&end.ring, |ring| ring.id) {
+            Ok(index) => end.at.wrapping_sub(self.rings[index].reader.position()).cast_signed() <= 0,
+            // Dropped, at its end or as none.
+            Err(_) => true,
+        }
+    }
+
+    /// The last look: agents that are gone have nothing more to say, and the others need not wait for us.
     pub(super) fn finish(&mut self, sink: &mut dyn Sink) {
-        for ring in self.rings.values_mut().filter(|ring| ring.agents.is_empty()) {
+        for ring in &mut self.rings {
+            ring.reader.words().stopped.store(1, Ordering::SeqCst);
+            ring.wake_writers();
+            if ring.is_connected() {
+                // Another server can take it over.
+                continue;
+            }
             ring.report_losses(sink);
+            if !ring.reader.is_empty() {
+                let reason =
+                    "the server had to stop before it had read all that was in the ring of a process that is gone";
+                sink.event(&Event { reason: Some(reason.into()), ..Event::now(EventType::Lost) }, b"");
+            }
         }
     }
 }
 
 impl Ring {
+    /// Those that wait for room look again.
+    fn wake_writers(&self) {
+        let words = self.reader.words();
+        if words.waiting.load(Ordering::SeqCst) != 0 {
+            words.room.fetch_add(1, Ordering::SeqCst);
+            let _ = futex::wake(&words.room, futex::Flags::empty(), u32::MAX);
+        }
+    }
+
     /// Whether it is a ring still.
     fn take(&mut self, buffer: &mut [u8], sink: &mut dyn Sink) -> bool {
         let end = self.reader.position() + TURN;
@@ -233,10 +316,14 @@ impl Ring {
         since.elapsed() > patience
     }
 
+    /// Whether a process is known to be there that writes to it.
+    fn is_connected(&self) -> bool {
+        self.agents.iter().any(|&agent| agent != 0)
+    }
+
     /// Whether nobody is left who writes to it: those who spoke of it are gone or silent, and it is empty.
     fn is_left(&self) -> bool {
-        let is_connected = self.agents.iter().any(|&agent| agent != 0);
-        !is_connected && self.heard.elapsed() > KEPT && self.reader.is_empty() && self.reader.held() == 0
+        !self.is_connected() && self.heard.elapsed() > KEPT && self.reader.is_empty() && self.reader.held() == 0
     }
 
     /// What its writers lost and did not come to say.
