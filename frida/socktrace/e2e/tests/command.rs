@@ -43,7 +43,8 @@ fn run_by_frida() {
 
 fn attach(stage: &Stage, frida: &Path, pid: u32) -> Process {
     let mut command = socktrace(stage, "attach");
-    command.arg("--frida").arg(frida).arg(pid.to_string());
+    // A collector that does not get a core for a while would not keep up: by default it would say what it lost.
+    command.args(["--on-full", "block"]).arg("--frida").arg(frida).arg(pid.to_string());
     let attached = Process::start_command(&mut command, Stdio::null(), &stage.path("attach.txt"));
     until("socktrace has attached", || recording(stage).of_type("ready").next().map(|_| ()));
     attached

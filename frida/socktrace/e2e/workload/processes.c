@@ -4,6 +4,7 @@
 #include "endpoint.h"
 #include "transfer.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -165,4 +166,10 @@ void case_killed_at_any_time(void) {
     pthread_t killer;
     MUST(-pthread_create(&killer, NULL, kill_soon, NULL));
     for (;;) exchange(&ends.client, &ends.server, 300);
+}
+
+/// Ends when the test says so.
+void case_lingering(void) {
+    close((int)MUST(creat(address_in_dir("lingers").un.sun_path, 0600)));
+    while (access(address_in_dir("end").un.sun_path, F_OK) != 0) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
