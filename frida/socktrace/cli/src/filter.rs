@@ -38,6 +38,11 @@ impl Scope {
         })
     }
 
+    /// Whether everything is asked for.
+    pub fn is_all(&self) -> bool {
+        self.pids.is_empty() && self.globs.is_empty()
+    }
+
     /// Whether the event is asked for. What belongs to no process or no connection always is.
     pub fn lets_through(&mut self, event: &Event<'_>) -> bool {
         if !self.pids.is_empty() && event.pid.is_some_and(|pid| !self.pids.contains(&pid)) && !is_host(event.kind) {
@@ -163,6 +168,11 @@ impl Selection {
             DirectionArg::Out => Direction::Out,
         });
         Ok(Self { direction, grep: grep.transpose()?, by_path: !args.path.is_empty() })
+    }
+
+    /// Whether every message is shown.
+    pub fn is_all(&self) -> bool {
+        self.direction.is_none() && self.grep.is_none()
     }
 
     /// Whether a message's bytes are looked at, so that all of them are needed.

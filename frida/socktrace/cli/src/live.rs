@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
-use gttr::Frame;
+use gttr::{Frame, FrameType};
 use socktrace_server::{Bound, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
 
 use crate::args::{FilterArgs, ViewArgs};
@@ -26,6 +26,8 @@ struct Tracer {
     lines: Vec<u8>,
     /// None: nobody wants to see lines.
     output: Option<Output>,
+    /// Whether messages are all recorded and none is shown: there is no need to look at them.
+    is_unseen: bool,
 }
 
 impl Sink for Tracer {
@@ -34,6 +36,13 @@ impl Sink for Tracer {
     }
 
     fn frame(&mut self, frame: &Frame<'_>) {
+        if self.is_unseen && frame.kind == FrameType::Data {
+            self.view.count(frame);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.frame(frame);
+            }
+            return;
+        }
         // A recorder is faster with the frame than with the event, which the view needs.
         self.take(&Event::from_frame(frame), frame.payload, |recorder| recorder.frame(frame));
     }
@@ -107,6 +116,7 @@ impl Live {
                 packets = Some(opened);
             }
         }
+        let is_unseen = (!is_shown || destination.is_null) && packets.is_none() && scope.is_all() && selection.is_all();
         let style = Style::new(view, destination.colour, true);
         let mut tracer = Tracer {
             scope,
@@ -115,6 +125,7 @@ impl Live {
             view: View::new(view, style, selection),
             lines: Vec::new(),
             output: is_shown.then(|| destination.in_background()),
+            is_unseen,
         };
         let stop = Stop::new()?;
         let handle = stop.handle();

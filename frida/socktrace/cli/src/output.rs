@@ -26,12 +26,14 @@ pub struct Destination {
     writer: Box<dyn Write + Send>,
     /// Whether to write in colour.
     pub colour: bool,
+    /// Whether it is where nobody will read anything: /dev/null (null(4)).
+    pub is_null: bool,
 }
 
 impl Destination {
     /// Any writer, without colour.
     pub fn to(writer: Box<dyn Write + Send>) -> Self {
-        Self { writer, colour: false }
+        Self { writer, colour: false, is_null: false }
     }
 
     /// # Errors
@@ -46,14 +48,19 @@ impl Destination {
             (Some(path), _) => {
                 let file = File::create(path).with_context(|| format!("{}: cannot be written", path.display()))?;
                 let auto = if file.is_terminal() { AutoStream::choice(&io::stderr()) } else { ColorChoice::Never };
-                Self { writer: Box::new(file), colour: is_on(auto) }
+                let is_null = is_null(&file);
+                Self { writer: Box::new(file), colour: is_on(auto), is_null }
             }
-            (None, Default::Stdout) => {
-                Self { writer: Box::new(io::stdout()), colour: is_on(AutoStream::choice(&io::stdout())) }
-            }
-            (None, Default::Stderr) => {
-                Self { writer: Box::new(io::stderr()), colour: is_on(AutoStream::choice(&io::stderr())) }
-            }
+            (None, Default::Stdout) => Self {
+                writer: Box::new(io::stdout()),
+                colour: is_on(AutoStream::choice(&io::stdout())),
+                is_null: false,
+            },
+            (None, Default::Stderr) => Self {
+                writer: Box::new(io::stderr()),
+                colour: is_on(AutoStream::choice(&io::stderr())),
+                is_null: false,
+            },
         })
     }
 
@@ -70,6 +77,12 @@ impl Destination {
     pub fn write(&mut self, bytes: &[u8]) -> bool {
         written(self.writer.write_all(bytes).and_then(|()| self.writer.flush()))
     }
+}
+
+fn is_null(file: &File) -> bool {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    const NULL: u64 = libc::makedev(1, 3);
+    file.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == NULL)
 }
 
 /// A reader that has gone is no error, and anything else is said once.

@@ -6,7 +6,7 @@ use socktrace_server::{Event, EventType};
 
 /// Event numbers of one process, which leave no gaps but where events are lost.
 #[derive(Debug, Default)]
-struct Numbers {
+pub struct Numbers {
     first: u64,
     last: u64,
     seen: u64,
@@ -43,7 +43,16 @@ impl Losses {
             }
             _ => {}
         }
-        let (Some(pid), Some(seq)) = (event.pid, event.seq) else { return };
+        let Some(pid) = event.pid else { return };
+        let Some(numbers) = self.note_number(pid, event.seq) else { return };
+        if event.kind == EventType::Lost {
+            numbers.told += event.events.unwrap_or(0);
+        }
+    }
+
+    /// Notes the number of a process's event.
+    pub fn note_number(&mut self, pid: u32, seq: Option<u64>) -> Option<&mut Numbers> {
+        let seq = seq?;
         let numbers = self.numbers.entry(pid).or_default();
         if seq == 1 && numbers.seen > 0 {
             self.former_gaps += numbers.untold();
@@ -55,9 +64,7 @@ impl Losses {
         numbers.first = numbers.first.min(seq);
         numbers.last = numbers.last.max(seq);
         numbers.seen += 1;
-        if event.kind == EventType::Lost {
-            numbers.told += event.events.unwrap_or(0);
-        }
+        Some(numbers)
     }
 
     /// A sentence per kind of loss; none if nothing is known to be lost.

@@ -10,6 +10,7 @@ pub mod losses;
 mod processes;
 mod table;
 
+use gttr::{Ext, Frame};
 use socktrace_server::{Event, EventType};
 
 use crate::args::ViewArgs;
@@ -111,6 +112,24 @@ impl View {
         if event.kind == EventType::Data && event.part.unwrap_or(0) == 0 {
             self.filtered += 1;
         }
+    }
+
+    /// Counts a data event as shown that need not be: whoever looks on sees neither it nor the table at the end.
+    pub fn count(&mut self, frame: &Frame<'_>) {
+        let (mut pid, mut seq, mut is_first) = (None, None, true);
+        for value in frame.ext.iter() {
+            match value {
+                Ext::Pid(value) => pid = Some(value),
+                Ext::Seq(value) => seq = Some(value),
+                Ext::Part(value) => is_first = value == 0,
+                _ => {}
+            }
+        }
+        if let Some(pid) = pid {
+            self.processes.note_pid(pid);
+            self.losses.note_number(pid, seq);
+        }
+        self.shown += u64::from(is_first);
     }
 
     fn learn(&mut self, event: &Event<'_>) {

@@ -21,13 +21,15 @@ pub struct Processes {
     /// Whether the processes are those of this machine and this moment, so that /proc can be asked.
     live: bool,
     traced: HashMap<u32, Process>,
+    /// The one that was noted last.
+    last: Option<u32>,
     /// Names of others, by the pid and executable that an open event gives.
     others: HashMap<(u32, Option<String>), String>,
 }
 
 impl Processes {
     pub fn new(live: bool) -> Self {
-        Self { live, traced: HashMap::new(), others: HashMap::new() }
+        Self { live, traced: HashMap::new(), last: None, others: HashMap::new() }
     }
 
     /// Learns from an event.
@@ -40,9 +42,15 @@ impl Processes {
                 self.traced.insert(pid, Process { name: name.unwrap_or_default(), ended: false });
             }
             EventType::Exit => self.traced.entry(pid).or_default().ended = true,
-            _ => {
-                self.traced.entry(pid).or_default();
-            }
+            _ => self.note_pid(pid),
+        }
+    }
+
+    /// Learns that there is such a process.
+    pub fn note_pid(&mut self, pid: u32) {
+        if self.last != Some(pid) {
+            self.traced.entry(pid).or_default();
+            self.last = Some(pid);
         }
     }
 
