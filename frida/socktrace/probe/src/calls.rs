@@ -8,9 +8,10 @@ use gttr::{Ext, FrameType};
 use rustix::fd::BorrowedFd;
 
 use crate::address::{AF_UNIX, Address};
+use crate::clock::now_ns;
 use crate::connection::{self, Connection, Description, Handle, Kind, New, SOCK_DGRAM};
 use crate::descriptors::{self, Slot};
-use crate::emit::{Event, emit, now_ns};
+use crate::emit::{Event, emit};
 use crate::name::SocketPath;
 use crate::{announce, params, process, scan, transport};
 

@@ -7,12 +7,13 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use gttr::{Ext, FrameType};
 use rustix::fs::{CWD, readlinkat_raw};
 
-use crate::emit::{Event, emit, emit_sized, now_ns};
+use crate::clock::now_ns;
+use crate::emit::{Event, emit, emit_sized};
 use crate::hooks::{self, Hook};
 use crate::name::Text;
 use crate::params::{self, Complaint, Params, Transport};
 use crate::peer::MAX_EXE_LEN;
-use crate::{connection, descriptors, exec, patch, process, scan, transport};
+use crate::{clock, connection, descriptors, exec, patch, process, scan, transport};
 
 /// Bytes of the extension values of an event that shows the path of an executable.
 pub(crate) const EXE_EXT_LEN: usize = MAX_EXE_LEN + 192;
@@ -77,6 +78,7 @@ pub unsafe extern "C" fn socktrace_hook(dlsym: Dlsym, libc: *mut c_void) -> *con
         // SAFETY: the caller's promise.
         unsafe { dlsym(libc, name.as_ptr()) }
     };
+    clock::init(find);
     let is_musl = find(c"gnu_get_libc_version").is_null();
     for hook in hooks::all() {
         // Functions of musl that are calls of another hooked one: hooked too, they would be recorded twice.

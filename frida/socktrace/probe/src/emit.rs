@@ -3,7 +3,6 @@
 use core::sync::atomic::Ordering;
 
 use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::process::{self, Who};
 use crate::transport::{self, Link, Undelivered};
@@ -81,14 +80,6 @@ impl From<Undelivered> for Cause {
             Undelivered::Full => Self::Full,
         }
     }
-}
-
-/// Nanoseconds since the Unix epoch.
-#[inline]
-pub(crate) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Realtime);
-    // Negative only before 1970.
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Sends an event, after the report of what was lost before it; whether it was delivered. One that was not is counted.

@@ -14,6 +14,7 @@ mod ancillary;
 mod announce;
 mod calls;
 mod capture;
+mod clock;
 mod connection;
 mod control;
 mod descriptors;

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::control::next_symbol;
 use crate::exec::{self, LD_PRELOAD, PARAMS_NAME};
 use crate::name::Text;
-use crate::{control, hooks, params};
+use crate::{clock, control, hooks, params};
 
 /// The file's name in LD_PRELOAD.
 const PROBE_NAME: &[u8] = b"/socktrace-probe.so";
@@ -42,6 +42,7 @@ fn try_start() -> Option<()> {
     let file = openat(CWD, file.as_c_str()?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let len = read_all(&file, text)?;
     drop(file);
+    clock::init(next_symbol);
     hooks::find_all_libc_functions();
     control::start(&text[..len]).ok()?;
     hook_libc();

@@ -9,9 +9,9 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
 use crate::address::Address;
+use crate::clock::now_ns;
 use crate::connection::{self, Kind, New};
 use crate::descriptors::{self, Slot};
-use crate::emit::now_ns;
 use crate::name::SocketPath;
 use crate::{announce, calls, params, process, transport};
 

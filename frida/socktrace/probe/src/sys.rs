@@ -17,6 +17,7 @@ const SIG_SETMASK: usize = 2;
 mod number {
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const GETSOCKOPT: usize = 55;
+    pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const PROCESS_VM_READV: usize = 310;
     #[cfg(feature = "standalone")]
     pub(super) const EXIT_GROUP: usize = 231;
@@ -49,6 +50,14 @@ pub(crate) fn hold_off_signals() -> SignalSet {
 pub(crate) fn set_signal_mask(mask: SignalSet) {
     // SAFETY: points to a signal set of the size given.
     unsafe { syscall(number::RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as usize, 0, size_of_val(&mask), 0, 0]) };
+}
+
+/// `clock_gettime(2)` by a system call.
+pub(crate) fn clock_gettime(clock: i32) -> Timespec {
+    let mut now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: room for what it gives.
+    unsafe { syscall(number::CLOCK_GETTIME, [clock as usize, &raw mut now as usize, 0, 0, 0, 0]) };
+    now
 }
 
 /// The process id, as the kernel has it.

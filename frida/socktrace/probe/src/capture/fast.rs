@@ -6,9 +6,10 @@
 use gttr::{DATA_VALUES_LEN, DataValues, Direction, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
 
 use super::{Buffers, Call};
+use crate::clock::now_ns;
 use crate::connection::{Kind, SOCK_STREAM};
 use crate::descriptors::Slot;
-use crate::emit::{Cause, count_loss, has_losses, now_ns};
+use crate::emit::{Cause, count_loss, has_losses};
 use crate::{params, process, transport};
 
 /// A value's tag and length on the wire, of the call's name and of the time of entry.

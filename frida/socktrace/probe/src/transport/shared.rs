@@ -12,12 +12,12 @@ use rustix::io::Errno;
 use rustix::net::sockopt::socket_type;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
 use rustix::thread::futex;
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::{ClockId, Timespec};
 use socktrace_ring::{Full, Record, Writer, create};
 
 use super::own::Own;
 use super::{Undelivered, socket};
-use crate::emit::now_ns;
+use crate::clock::{monotonic_ns, now_ns};
 use crate::params::{self, Complaint, OnFull};
 use crate::process;
 
@@ -204,12 +204,6 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32) -> Result<Record, Undeli
             return Err(Undelivered::Full);
         }
     }
-}
-
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    // Neither is negative on this clock.
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// How long there is still to wait, in nanoseconds.

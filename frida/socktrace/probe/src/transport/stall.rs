@@ -4,9 +4,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::Undelivered;
+use crate::clock::monotonic_ns;
 
 /// The longest hold-up of a stall, in nanoseconds, whatever the number of calls and threads.
 const MAX_STALL_NS: u64 = 100_000_000;
@@ -23,9 +23,7 @@ pub(crate) fn end() {
 
 /// What is left of this stall's time.
 pub(super) fn left_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    // Neither is negative on this clock.
-    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    let now_ns = monotonic_ns();
     let since = match SINCE_NS.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(_) => now_ns,
         Err(since) => since,
