@@ -24,7 +24,7 @@ pub const DATA_VALUES_LEN: usize = 5 * 12 + 2 * 8;
 
 impl DataValues {
     /// As on the wire.
-    #[inline]
+    #[inline(always)]
     pub fn to_bytes(&self) -> [u8; DATA_VALUES_LEN] {
         let mut bytes = [0; DATA_VALUES_LEN];
         let (ids, longs) = bytes.split_at_mut(2 * 8);

@@ -203,7 +203,7 @@ pub struct Header {
 
 impl Header {
     /// The header as it goes on the wire.
-    #[inline]
+    #[inline(always)]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let mut b = [0; HEADER_LEN];
         b[0..4].copy_from_slice(&MAGIC);

@@ -45,7 +45,7 @@ impl Writer {
     /// # Errors
     ///
     /// [`Full`].
-    #[inline]
+    #[inline(always)]
     pub fn reserve(&self, frame_len: usize, tid: u32) -> Result<Record, Full> {
         let words = self.memory.words();
         // Within 2^29: half of MAX_RING_LEN.
@@ -91,14 +91,31 @@ impl Record {
     /// If it is more than there was room asked for.
     #[inline]
     pub fn push(&mut self, bytes: &[u8]) {
-        let end = self.written + bytes.len();
-        assert!(end <= state::frame_len(self.state), "a frame is as long as was said");
+        let to = self.room(bytes.len());
         // SAFETY: in the record, which is this one's alone.
-        unsafe {
-            let to = self.memory.at(self.position).add(HEADER_LEN + self.written);
-            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        }
-        self.written = end;
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// [`Record::push`] of a number of bytes that the compiler knows: it becomes a few stores.
+    ///
+    /// # Panics
+    ///
+    /// As it does.
+    #[inline(always)]
+    pub fn push_array<const N: usize>(&mut self, bytes: [u8; N]) {
+        let to = self.room(N);
+        // SAFETY: as above.
+        unsafe { to.cast::<[u8; N]>().write_unaligned(bytes) };
+    }
+
+    /// Where the next bytes go, so many.
+    #[inline(always)]
+    fn room(&mut self, len: usize) -> *mut u8 {
+        let start = self.written;
+        self.written += len;
+        assert!(self.written <= state::frame_len(self.state), "a frame is as long as was said");
+        // SAFETY: in the mapping, which has a whole record in one piece.
+        unsafe { self.memory.at(self.position).add(HEADER_LEN + start) }
     }
 
     /// The frame is complete; one that is shorter than was said is not, and is left out.

@@ -3,7 +3,7 @@
 //! It does what [`Call::report`] does for them, and leaves out what that does for others: no system call, no array that
 //! has to be filled with zeroes, no value that is put together in pieces.
 
-use gttr::{DATA_VALUES_LEN, DataValues, Direction, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
+use gttr::{DATA_VALUES_LEN, DataValues, Direction, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, HEADER_LEN, Header};
 
 use super::{Buffers, Call};
 use crate::clock::now_ns;
@@ -12,7 +12,9 @@ use crate::descriptors::Slot;
 use crate::emit::{Cause, count_loss, has_losses};
 use crate::{params, process, transport};
 
-/// A value's tag and length on the wire, of the call's name and of the time of entry.
+/// Bytes of a value's tag and length on the wire.
+const VALUE_HEAD_LEN: usize = 4;
+/// The tags of the call's name and of the time of entry.
 const CALL_TAG: u8 = 5;
 const ENTERED_TAG: u8 = 27;
 
@@ -37,8 +39,7 @@ impl Call {
         let is_sent = direction == Direction::Out;
         let (seq, ts_ns) = process::number(&who, if is_sent { self.entered_ns } else { now });
         let is_late = ts_ns != if is_sent { self.entered_ns } else { now };
-        let entered = self.entered_ns.to_le_bytes();
-        let entered: &[&[u8]] = if is_late { &[&[ENTERED_TAG, 0, 8, 0], &entered] } else { &[b"", b""] };
+        let entered_len = if is_late { VALUE_HEAD_LEN + size_of::<u64>() } else { 0 };
         let values = DataValues {
             seq,
             pid: who.pid,
@@ -58,16 +59,28 @@ impl Call {
             fd: self.fd,
             direction,
             // All bounded: by what there is of names, MAX_PATH_LEN, MAX_CONN_ID_LEN and MAX_CHUNK.
-            ext_len: (DATA_VALUES_LEN + 4 + name.len() + entered[0].len() + entered[1].len()) as u16,
+            ext_len: (DATA_VALUES_LEN + VALUE_HEAD_LEN + name.len() + entered_len) as u16,
             path_len: path.len() as u16,
             conn_len: id.len() as u16,
             payload_len: payload.len() as u32,
         };
-        let call = [CALL_TAG, 0, name.len() as u8, 0];
-        let (header, values) = (header.to_bytes(), values.to_bytes());
-        let frame = [&header[..], path, id, payload, &values, &call, name, entered[0], entered[1]];
-        if ring.send(&frame, who.tid, now).is_err() {
-            count_loss(total, ts_ns, Cause::Full);
+        let len = HEADER_LEN + path.len() + id.len() + payload.len() + usize::from(header.ext_len);
+        match ring.begin(len, who.tid, now) {
+            Ok(mut record) => {
+                record.push_array(header.to_bytes());
+                record.push(path);
+                record.push(id);
+                record.push(payload);
+                record.push_array(values.to_bytes());
+                record.push_array([CALL_TAG, 0, name.len() as u8, 0]);
+                record.push(name);
+                if is_late {
+                    record.push_array([ENTERED_TAG, 0, 8, 0]);
+                    record.push_array(self.entered_ns.to_le_bytes());
+                }
+                record.commit();
+            }
+            Err(_) => count_loss(total, ts_ns, Cause::Full),
         }
         true
     }

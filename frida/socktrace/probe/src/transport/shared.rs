@@ -150,25 +150,29 @@ pub(crate) fn ring() -> Option<Ring> {
 }
 
 impl Ring {
-    /// Sees to the server and puts one frame into the ring, for a thread, whole or not at all.
-    #[inline]
-    pub(crate) fn send(self, frame: &[&[u8]], tid: u32, now_ns: u64) -> Result<(), Undelivered> {
+    /// Sees to the server and takes the place for a frame of a length, for a thread.
+    #[inline(always)]
+    pub(crate) fn begin(self, len: usize, tid: u32, now_ns: u64) -> Result<Record, Undelivered> {
         look_after(now_ns);
-        self.put(frame, tid)
+        self.reserve(len, tid)
     }
 
-    #[inline]
-    pub(super) fn put(self, frame: &[&[u8]], tid: u32) -> Result<(), Undelivered> {
-        let len = frame.iter().map(|part| part.len()).sum();
-        let mut record = match self.0.reserve(len, tid) {
+    #[inline(always)]
+    fn reserve(self, len: usize, tid: u32) -> Result<Record, Undelivered> {
+        match self.0.reserve(len, tid) {
             Ok(record) => {
                 if FULL_SINCE_NS.load(Ordering::Relaxed) != 0 {
                     FULL_SINCE_NS.store(0, Ordering::Relaxed);
                 }
-                record
+                Ok(record)
             }
-            Err(Full) => wait_for_room(self.0, len, tid)?,
-        };
+            Err(Full) => wait_for_room(self.0, len, tid),
+        }
+    }
+
+    pub(super) fn put(self, frame: &[&[u8]], tid: u32) -> Result<(), Undelivered> {
+        let len = frame.iter().map(|part| part.len()).sum();
+        let mut record = self.reserve(len, tid)?;
         for part in frame {
             record.push(part);
         }
