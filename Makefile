@@ -11,7 +11,7 @@ export SOCKTRACE_AGENT = $(AGENT)
 export SOCKTRACE_FRIDA = $(VENV)/bin/frida
 export SOCKTRACE_FRIDA16 = $(VENV16)/bin/frida
 
-.PHONY: all demo test lint clean build coverage random soak bench
+.PHONY: all demo test lint clean build coverage random soak bench fuzz corpus guided
 
 all: build
 
@@ -38,6 +38,38 @@ random: build $(VENV)/ready
 SECONDS = 600
 soak: build $(VENV)/ready
 	SOCKTRACE_SOAK=$(SECONDS) cargo test --locked -p socktrace-random --test suite -- --nocapture soak
+
+# Hostile input, guided by coverage, for SECONDS each: of TARGET, or of all (frida/socktrace/fuzz). What is found gathers
+# in target/fuzz/TARGET, an input that breaks a promise beside it. `make corpus` then takes over what reaches new code.
+# The flags are cargo-fuzz's, but for those that only a nightly compiler takes.
+TARGET = frames streams reader rings directory
+FUZZ = $(CURDIR)/frida/socktrace/fuzz/corpus
+FUZZ_WORK = $${CARGO_TARGET_DIR:-$(CURDIR)/target}/fuzz
+FUZZ_TRIPLE = x86_64-unknown-linux-gnu
+FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares
+# A run takes milliseconds and some MiB; the longest inputs are a ring's image.
+FUZZ_LIMITS = -timeout=20 -rss_limit_mb=1024 -max_len=16384
+FUZZ_RUN = $(FUZZ_WORK)/$(FUZZ_TRIPLE)/fuzz/guided $(FUZZ_LIMITS)
+
+fuzz: guided
+	@for target in $(TARGET); do \
+	    mkdir -p $(FUZZ_WORK)/$$target; \
+	    FUZZ_TARGET=$$target $(FUZZ_RUN) -max_total_time=$(SECONDS) -artifact_prefix=$(FUZZ_WORK)/$$target- \
+	        -print_final_stats=1 $(FUZZ_WORK)/$$target $(FUZZ)/$$target || exit 1; \
+	done
+
+corpus: guided
+	@for target in $(TARGET); do \
+	    mkdir -p $(FUZZ_WORK)/$$target; \
+	    FUZZ_TARGET=$$target $(FUZZ_RUN) -max_len=4096 -merge=1 $(FUZZ)/$$target $(FUZZ_WORK)/$$target || exit 1; \
+	done
+
+guided:
+	@command -v c++ >/dev/null || { echo "socktrace: the C++ compiler 'c++' is missing: install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++)" >&2; exit 1; }
+	RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --locked --profile fuzz --target $(FUZZ_TRIPLE) --target-dir $(FUZZ_WORK) \
+	    -p socktrace-fuzz --features guided --bin guided
 
 # What tracing costs, in one table (docs/benchmarks.md): BENCH_ONLY=a,b some workloads, BENCH_ROUNDS=N other than 7
 # rounds, BENCH_WAYS=preload+shm,strace some ways. As root it has bpftrace's row, too.

@@ -92,7 +92,9 @@ impl Stream {
 
     /// The stream has ended: reports what is left of it.
     pub fn finish(&mut self, sink: &mut dyn Sink) {
-        let mut rest = std::mem::take(&mut self.partial).len();
+        let partial = std::mem::take(&mut self.partial);
+        // Nobody looked at what came after the first bytes of something: it may be garbage by now.
+        let mut rest = partial.len() - self.decode(&partial, sink);
         if let Some((mut size, error)) = self.decoder.take_garbage() {
             // Less than a header behind garbage is more of the garbage, not a frame of its own.
             if rest < HEADER_LEN {

@@ -3,7 +3,8 @@
 
 mod dgram;
 mod handoff;
-mod rings;
+#[doc(hidden)]
+pub mod rings;
 mod stream;
 
 use std::io;

@@ -43,12 +43,14 @@ const MAX_AFTER: usize = 64;
 const MAX_TURN: Duration = Duration::from_secs(1);
 
 /// A position in a ring.
+#[derive(Debug)]
 pub(super) struct Position {
     ring: u64,
     at: u64,
 }
 
 /// A ring, and what is known of those who write to it.
+#[derive(Debug)]
 struct Ring {
     /// Which one it is, counted as they came.
     id: u64,
@@ -78,7 +80,8 @@ impl Drop for Ring {
 }
 
 /// Every ring.
-pub(super) struct Rings {
+#[derive(Debug)]
+pub struct Rings {
     /// In the order in which they came.
     rings: Vec<Ring>,
     /// How many there were, ever.
@@ -98,7 +101,7 @@ impl Default for Rings {
 
 impl Rings {
     /// An agent has handed over a ring; again, if it has connected anew, or for datagrams whenever it speaks of it.
-    pub(super) fn add(&mut self, fd: &OwnedFd, agent: u64, sink: &mut dyn Sink) {
+    pub fn add(&mut self, fd: &OwnedFd, agent: u64, sink: &mut dyn Sink) {
         let Ok(stat) = fstat(fd) else { return };
         let key = (stat.st_dev, stat.st_ino);
         if let Some(ring) = self.rings.iter_mut().find(|ring| ring.key == key) {
@@ -147,7 +150,7 @@ impl Rings {
     }
 
     /// An agent's connection has ended.
-    pub(super) fn agent_gone(&mut self, agent: u64) {
+    pub fn agent_gone(&mut self, agent: u64) {
         for ring in &mut self.rings {
             if ring.agents.remove(&agent) && ring.agents.is_empty() {
                 ring.heard = Instant::now();
@@ -156,7 +159,7 @@ impl Rings {
     }
 
     /// How long nobody need look, if the sockets are silent; `None`: until they are not.
-    pub(super) fn look_in(&self) -> Option<Duration> {
+    pub fn look_in(&self) -> Option<Duration> {
         match self.busy {
             _ if self.rings.is_empty() => None,
             Some(since) if since.elapsed() < BUSY => Some(BUSY_POLL),
@@ -169,7 +172,7 @@ impl Rings {
     }
 
     /// Hands on what is in the rings, as much as is fair; whether there was anything.
-    pub(super) fn take(&mut self, sink: &mut dyn Sink) -> bool {
+    pub fn take(&mut self, sink: &mut dyn Sink) -> bool {
         let mut any = false;
         for index in 0..self.rings.len() {
             if self.must_wait(index) {
@@ -216,12 +219,12 @@ impl Rings {
     }
 
     /// Whether so much is held back that writers may soon find their ring full.
-    pub(super) fn is_pressing(&self) -> bool {
+    pub fn is_pressing(&self) -> bool {
         self.rings.iter().any(|ring| ring.reader.held() > ring.reader.ring_len() as u64 / 4)
     }
 
     /// All that was handed on is on record: gives the room back.
-    pub(super) fn free(&mut self) {
+    pub fn free(&mut self) {
         for ring in self.rings.iter_mut().filter(|ring| ring.reader.held() > 0) {
             ring.reader.free();
             ring.wake_writers();
@@ -243,7 +246,7 @@ impl Rings {
     }
 
     /// The last look: agents that are gone have nothing more to say, and the others need not wait for us.
-    pub(super) fn finish(&mut self, sink: &mut dyn Sink) {
+    pub fn finish(&mut self, sink: &mut dyn Sink) {
         for ring in &mut self.rings {
             ring.reader.words().stopped.store(1, Ordering::SeqCst);
             ring.wake_writers();
