@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use sha2::{Digest, Sha256};
 use socktrace_export::directory::{Filter, Options, export};
 use socktrace_export::{Decode, Exporter, Pcapng, Perfetto};
-use socktrace_server::{Contents, Event, Recorder, Recording};
+use socktrace_server::{Contents, Event, Recorder, Recording, silence_notices};
 
 use crate::input::Input;
 use crate::sandbox::Sandbox;
@@ -20,6 +20,7 @@ const SHOWN_LEN: usize = 4096;
 const NAMES: [&str; 4] = ["a.in.bin", "a.out.bin", "b%c.in.bin", "p1.2-3.out.bin"];
 
 pub(crate) fn run(bytes: &[u8]) {
+    silence_notices();
     let mut input = Input(bytes);
     let sandbox = Sandbox::new();
     let out = sandbox.out();

@@ -4,6 +4,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{HEADER_LEN, Memory, Words, record_len, stamp, state};
 
+/// No ring gets so far, in bytes; positions beyond it are no honest ones, and would wrap.
+const MAX_HEAD: u64 = 1 << 62;
+
 /// Takes frames out of a ring; there is one.
 #[derive(Debug)]
 pub struct Reader {
@@ -40,7 +43,7 @@ impl Reader {
     /// record. `None` if this is no ring.
     pub fn new(memory: Memory) -> Option<Self> {
         let head = memory.words().head.load(Ordering::Acquire);
-        let is_position = head.is_multiple_of(HEADER_LEN as u64);
+        let is_position = head.is_multiple_of(HEADER_LEN as u64) && head <= MAX_HEAD;
         (memory.is_ring() && is_position).then_some(Self { memory, position: head, freed: head, tail: head })
     }
 

@@ -35,7 +35,7 @@ pub mod util;
 pub use descriptors::raise_descriptor_limit;
 pub use event::{Event, EventType};
 pub use listen::{Bound, SockType};
-pub use notice::notice;
+pub use notice::{notice, silence_notices};
 pub use record::{Contents, Recorder};
 pub use recording::Recording;
 pub use recover::Recovered;

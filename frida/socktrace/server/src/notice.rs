@@ -2,11 +2,23 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`notice`] writes nothing: for tests that make a server complain by the thousand.
+#[doc(hidden)]
+pub fn silence_notices() {
+    SILENT.store(true, Ordering::Relaxed);
+}
 
 /// Writes one line to standard error, with the program's name before it.
 ///
 /// Not `eprintln!`, which panics when standard error is closed or on a full disk: the server goes on.
 pub fn notice(text: &str) {
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let program = std::env::args_os().next();
     let program = program.as_deref().and_then(|p| Path::new(p).file_name()).and_then(|p| p.to_str());
     let line = format!("{}: {text}\n", program.unwrap_or("socktrace-server"));
