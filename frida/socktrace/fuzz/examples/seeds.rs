@@ -29,12 +29,18 @@ fn main() {
         put(dir, "rings", number, [0; 4].into_iter().chain(with_lens(&[5, number, 2, 0])).chain([0, 1, 2, 1, 4, 0]));
     }
     for (number, event) in EVENTS.lines().enumerate() {
-        let lines = format!("{event}\n{{\"type\":\"lost\",\"conn_id\":\"a\",\"direction\":\"in\",\"bytes\":3,\"offset\":1}}\n");
+        let lines =
+            format!("{event}\n{{\"type\":\"lost\",\"conn_id\":\"a\",\"direction\":\"in\",\"bytes\":3,\"offset\":1}}\n");
         let data = "{\"type\":\"data\",\"direction\":\"in\",\"conn_id\":\"a\",\"size\":4}\n";
         let lines = [&lines, data, data].concat().into_bytes();
         let flags = number as u8;
         let journal = [1, 2, 0, 6, 0, 2, 0, 0, 0, 0, 0, 0, 0];
-        put(dir, "directory", flags, [flags].into_iter().chain(len(&lines)).chain(lines).chain(journal).chain([2, 6, 0, 1]));
+        put(
+            dir,
+            "directory",
+            flags,
+            [flags].into_iter().chain(len(&lines)).chain(lines).chain(journal).chain([2, 6, 0, 1]),
+        );
     }
 }
 

@@ -51,7 +51,8 @@ fn replay_and_change(name: &'static str, changed: usize) {
     let target = Target::named(name).unwrap();
     let rounds = std::env::var("FUZZ_ROUNDS").map_or(1, |rounds| rounds.parse().expect("FUZZ_ROUNDS: takes a number"));
     let (to, heard) = channel();
-    let worker = thread::Builder::new().name(name.into()).spawn(move || take_all(target, changed * rounds, &to)).unwrap();
+    let worker =
+        thread::Builder::new().name(name.into()).spawn(move || take_all(target, changed * rounds, &to)).unwrap();
     let mut last = Vec::new();
     loop {
         match heard.recv_timeout(DEADLINE) {

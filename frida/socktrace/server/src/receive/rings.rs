@@ -34,6 +34,8 @@ const IDLE_POLL: Duration = Duration::from_millis(100);
 const KEPT: Duration = Duration::from_secs(5);
 /// How long a record may be unfinished before it is looked whether its thread is still there.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How often it is looked from then on: a thousand rings may each wait for a thread that is stopped.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long a thread may take that is there and not stopped: it has jumped out of a signal handler, and will not.
 const MAX_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -66,10 +68,18 @@ struct Ring {
     agents: HashSet<u64>,
     /// When a frame or an announcement last came.
     heard: Instant,
-    /// Since when the next record is unfinished, at which position.
-    unfinished: Option<(Instant, u64)>,
+    unfinished: Option<Unfinished>,
     /// It is none any more.
     is_corrupt: bool,
+}
+
+/// The next record of a ring, as far as its writer has not come.
+#[derive(Debug)]
+struct Unfinished {
+    position: u64,
+    since: Instant,
+    /// When to look for its thread.
+    look: Instant,
 }
 
 impl Drop for Ring {
@@ -86,7 +96,7 @@ pub struct Rings {
     rings: Vec<Ring>,
     /// How many there were, ever.
     count: u64,
-    /// Those that were no rings, or are none any more.
+    /// Those that were no rings, or are none any more; the last few.
     refused: HashSet<(u64, u64)>,
     buffer: Vec<u8>,
     /// When a frame last came out of any.
@@ -143,7 +153,7 @@ impl Rings {
                 });
             }
             Err(error) => {
-                self.refused.insert(key);
+                refuse(&mut self.refused, key);
                 sink.event(&Event::bad_frame(&error, 0), b"");
             }
         }
@@ -165,8 +175,8 @@ impl Rings {
             Some(since) if since.elapsed() < BUSY => Some(BUSY_POLL),
             _ => {
                 self.rings.iter().for_each(|ring| ring.reader.words().sleeps.store(1, Ordering::SeqCst));
-                let all_empty = self.rings.iter().all(|ring| ring.reader.is_empty());
-                Some(if all_empty { IDLE_POLL } else { BUSY_POLL })
+                let all_idle = self.rings.iter().all(|ring| ring.reader.is_empty() || ring.is_held_up());
+                Some(if all_idle { IDLE_POLL } else { BUSY_POLL })
             }
         }
     }
@@ -187,7 +197,7 @@ impl Rings {
             }
             if !is_sound {
                 ring.is_corrupt = true;
-                self.refused.insert(ring.key);
+                refuse(&mut self.refused, ring.key);
                 sink.event(&Event::bad_frame("a ring that was written to by something else than an agent", 0), b"");
             }
         }
@@ -303,25 +313,36 @@ impl Ring {
 
     /// Whether the record that is next will not be finished any more.
     fn is_hopeless(&mut self, tid: u32) -> bool {
-        let position = self.reader.position();
-        let since = match self.unfinished {
-            Some((since, at)) if at == position => since,
+        let (position, now) = (self.reader.position(), Instant::now());
+        let unfinished = match &mut self.unfinished {
+            Some(unfinished) if unfinished.position == position => unfinished,
             _ => {
-                self.unfinished = Some((Instant::now(), position));
+                self.unfinished = Some(Unfinished { position, since: now, look: now + PATIENCE });
                 return false;
             }
         };
+        if now < unfinished.look {
+            return false;
+        }
+        unfinished.look = now + LOOK;
+        let since = unfinished.since;
         let patience = match state_of(tid) {
             None => PATIENCE,
             Some('T' | 't') => return false,
             Some(_) => MAX_PATIENCE,
         };
-        since.elapsed() > patience
+        since.elapsed() >= patience
     }
 
     /// Whether a process is known to be there that writes to it.
     fn is_connected(&self) -> bool {
         self.agents.iter().any(|&agent| agent != 0)
+    }
+
+    /// Whether there is nothing to be had but for a record that has been unfinished for long.
+    fn is_held_up(&self) -> bool {
+        let position = self.reader.position();
+        self.unfinished.as_ref().is_some_and(|it| it.position == position && it.since.elapsed() > BUSY)
     }
 
     /// Whether nobody is left who writes to it: those who spoke of it are gone or silent, and it is empty.
@@ -349,6 +370,14 @@ impl Ring {
             );
         }
     }
+}
+
+/// Remembers what is no ring, so that it is complained of once; but no more than there may be rings.
+fn refuse(refused: &mut HashSet<(u64, u64)>, key: (u64, u64)) {
+    if refused.len() >= MAX_RINGS {
+        refused.clear();
+    }
+    refused.insert(key);
 }
 
 fn hand_on(frame: &[u8], sink: &mut dyn Sink) {
