@@ -78,7 +78,7 @@ impl Hostile {
 
     /// What is at a position, in bytes from the beginning of the memory.
     fn at(position: u64) -> usize {
-        PAGE_LEN + (position as usize & (MIN_RING_LEN - 1)) & !7
+        PAGE_LEN + (position as usize & (MIN_RING_LEN - 8))
     }
 
     /// Does the next thing that the input says.
