@@ -63,7 +63,7 @@ fuzz: guided
 corpus: guided
 	@for target in $(TARGET); do \
 	    mkdir -p $(FUZZ_WORK)/$$target; \
-	    FUZZ_TARGET=$$target $(FUZZ_RUN) -max_len=4096 -merge=1 $(FUZZ)/$$target $(FUZZ_WORK)/$$target || exit 1; \
+	    FUZZ_TARGET=$$target $(FUZZ_RUN) -max_len=2048 -use_counters=0 -set_cover_merge=1 $(FUZZ)/$$target $(FUZZ_WORK)/$$target || exit 1; \
 	done
 
 guided:

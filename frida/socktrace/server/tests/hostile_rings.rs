@@ -26,7 +26,9 @@ const MANY: usize = 1000;
 /// The server's own memory, beside the rings', in KiB.
 const MAX_RSS_KIB: u64 = 64 << 10;
 /// The share of one core that it may take when nobody says anything, however many rings hold something unfinished.
-const MAX_IDLE_SHARE: f64 = 0.25;
+const MAX_IDLE_SHARE: f64 = 0.2;
+/// So many half seconds it may take to come to that: less than the server waits for what is unfinished.
+const REST_LOOKS: usize = 10;
 
 fn announce_by(agent: &UnixStream, fd: BorrowedFd<'_>) {
     let frame = encode(&Frame { conn: b"announce", ..Frame::new(FrameType::Ring, 1) });
@@ -174,11 +176,16 @@ fn own_memory_kib(server: &Server) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// What it has used of the CPU, in clock ticks (proc(5), stat).
-fn cpu_ticks(server: &Server) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
-    let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+/// The share of one core that the server takes for half a second (proc(5), stat).
+fn cpu_share(server: &Server) -> f64 {
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let (before, since) = (ticks(), Instant::now());
+    thread::sleep(Duration::from_millis(500));
+    (ticks() - before) as f64 / rustix::param::clock_ticks_per_second() as f64 / since.elapsed().as_secs_f64()
 }
 
 #[test]
@@ -255,12 +262,8 @@ fn hostile_rings_harm_nobody_else() {
         sayer.join().unwrap();
         scribblers.into_iter().for_each(|scribbler| scribbler.join().unwrap());
     });
-    let (before, since) = (cpu_ticks(server), Instant::now());
-    thread::sleep(Duration::from_secs(1));
-    let ticks = cpu_ticks(server) - before;
-    let share = ticks as f64 / rustix::param::clock_ticks_per_second() as f64 / since.elapsed().as_secs_f64();
-    eprintln!("{} messages, {share:.2} of a core when idle, {max_rss} KiB", said.load(Ordering::Relaxed));
-    assert!(share < MAX_IDLE_SHARE, "{share} of a core for nothing");
+    let comes_to_rest = (0..REST_LOOKS).any(|_| cpu_share(server) < MAX_IDLE_SHARE);
+    assert!(comes_to_rest, "the server is busy for nothing");
     max_rss = max_rss.max(own_memory_kib(server));
     assert!(max_rss < MAX_RSS_KIB, "{max_rss} KiB");
 
