@@ -56,6 +56,8 @@ pub struct Event {
     pub pid: Option<u32>,
     /// Thread id.
     pub tid: Option<u32>,
+    /// When the last was.
+    pub until_ns: Option<u64>,
     /// Number within the process.
     pub seq: Option<u64>,
     /// When, in nanoseconds.

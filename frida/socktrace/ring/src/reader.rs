@@ -95,7 +95,8 @@ impl Reader {
         }
         let (frame_len, tid) = (state::frame_len(state), state::tid(state));
         let len = record_len(frame_len);
-        if frame_len == 0 || len as u64 > left {
+        // One that was given up is no longer than others: what is given back is written to.
+        if frame_len == 0 || len as u64 > left || frame_len > buffer.len() {
             return Step::Corrupt;
         }
         if state & state::VOID != 0 {

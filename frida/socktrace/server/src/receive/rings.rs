@@ -19,6 +19,8 @@ use crate::sink::Sink;
 
 /// Rings at one time; one is some processes', so this is more than a machine runs.
 const MAX_RINGS: usize = 4096;
+/// Bytes of all of them: giving room back writes to it, and so takes memory for what a hostile agent never touched.
+const MAX_BYTES: usize = 16 << 30;
 /// The longest frame, in bytes: a payload, and what four 16-bit lengths can say.
 const MAX_FRAME_LEN: usize = MAX_PAYLOAD_LEN as usize + 4 * (1 << 16);
 /// What is taken of one ring before the others have their turn, in bytes.
@@ -132,6 +134,12 @@ impl Rings {
         });
         match made {
             Ok((memory, reader)) => {
+                let bytes: usize = self.rings.iter().map(|ring| ring.reader.ring_len()).sum();
+                if bytes + reader.ring_len() > MAX_BYTES {
+                    // SAFETY: the reader goes, too.
+                    unsafe { unmap(memory) };
+                    return notice("rings of too many bytes: what this agent records is dropped and counted by it");
+                }
                 // The last one to read it may have stopped.
                 reader.words().stopped.store(0, Ordering::Relaxed);
                 let (now, agents) = (Instant::now(), HashSet::from([agent]));
