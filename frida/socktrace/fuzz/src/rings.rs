@@ -81,5 +81,5 @@ pub(crate) fn run(bytes: &[u8]) {
 
 fn announce(rings: &mut Rings, writers: &mut Writers<'_>, agent: u64, which: usize) {
     let fd = writers.hostile[which].fd().try_clone().expect("a descriptor");
-    rings.add(&fd, agent, writers);
+    rings.add(&fd, agent, false, writers);
 }

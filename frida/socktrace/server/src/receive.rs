@@ -154,7 +154,7 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
         let mut is_idle = arrived.is_empty();
         for (part, bytes) in arrived.iter_mut() {
             if let Some(fd) = part.fd.take() {
-                rings.add(&fd, part.from, sink);
+                rings.add(&fd, part.from, part.is_foreign, sink);
             }
             match sock_type {
                 SockType::Dgram => decode::datagram(bytes, part.sent_len, sink),

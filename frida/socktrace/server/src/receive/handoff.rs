@@ -33,6 +33,8 @@ pub(super) struct Part {
     pub(super) end: bool,
     /// A descriptor that came with it.
     pub(super) fd: Option<OwnedFd>,
+    /// Whether who sent it is known to be in another pid namespace (pid_namespaces(7)).
+    pub(super) is_foreign: bool,
 }
 
 /// Parts in the order they arrived.
@@ -181,11 +183,11 @@ impl Drop for Closer<'_> {
 impl Part {
     /// A datagram of `sent_len` bytes, of which `len` were received.
     pub(super) fn datagram(len: usize, sent_len: usize, fd: Option<OwnedFd>) -> Self {
-        Self { from: 0, len, sent_len, end: false, fd }
+        Self { from: 0, len, sent_len, end: false, fd, is_foreign: false }
     }
 
     /// Bytes of an agent's stream; none: it has ended.
-    pub(super) fn of_stream(from: u64, len: usize, fd: Option<OwnedFd>) -> Self {
-        Self { from, len, sent_len: len, end: len == 0, fd }
+    pub(super) fn of_stream(from: u64, len: usize, fd: Option<OwnedFd>, is_foreign: bool) -> Self {
+        Self { from, len, sent_len: len, end: len == 0, fd, is_foreign }
     }
 }

@@ -68,6 +68,8 @@ struct Ring {
     after_until: Instant,
     /// Connections of agents that have announced it; 0 for datagrams.
     agents: HashSet<u64>,
+    /// Whether its writers' threads have other numbers than here.
+    is_foreign: bool,
     /// When a frame or an announcement last came.
     heard: Instant,
     unfinished: Option<Unfinished>,
@@ -113,11 +115,13 @@ impl Default for Rings {
 
 impl Rings {
     /// An agent has handed over a ring; again, if it has connected anew, or for datagrams whenever it speaks of it.
-    pub fn add(&mut self, fd: &OwnedFd, agent: u64, sink: &mut dyn Sink) {
+    /// `is_foreign` says that threads have other numbers where it is than here.
+    pub fn add(&mut self, fd: &OwnedFd, agent: u64, is_foreign: bool, sink: &mut dyn Sink) {
         let Ok(stat) = fstat(fd) else { return };
         let key = (stat.st_dev, stat.st_ino);
         if let Some(ring) = self.rings.iter_mut().find(|ring| ring.key == key) {
             ring.agents.insert(agent);
+            ring.is_foreign |= is_foreign;
             ring.heard = Instant::now();
             return;
         }
@@ -155,6 +159,7 @@ impl Rings {
                     after,
                     after_until,
                     agents,
+                    is_foreign,
                     heard: now,
                     unfinished: None,
                     is_corrupt: false,
@@ -334,7 +339,11 @@ impl Ring {
         }
         unfinished.look = now + LOOK;
         let since = unfinished.since;
+        let is_connected = self.is_connected();
         let patience = match state_of(tid) {
+            // Whose number that is here says nothing; but nobody is there who could finish it.
+            _ if self.is_foreign && is_connected => MAX_PATIENCE,
+            _ if self.is_foreign => PATIENCE,
             None => PATIENCE,
             Some('T' | 't') => return false,
             Some(_) => MAX_PATIENCE,

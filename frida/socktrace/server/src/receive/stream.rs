@@ -113,13 +113,30 @@ impl<'a> Agents<'a> {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
-        to.put(std::iter::once((Part::of_stream(key, len, fd), &self.chunk[..len])))?;
+        let is_foreign = fd.is_some() && is_foreign(agent);
+        to.put(std::iter::once((Part::of_stream(key, len, fd, is_foreign), &self.chunk[..len])))?;
         if len == 0 {
             // Closing takes it out of epoll, too.
             self.agents.remove(&key);
         }
         Ok(true)
     }
+}
+
+/// Whether the other end is in a pid namespace below ours, where threads have other numbers (pid_namespaces(7)).
+fn is_foreign(agent: &OwnedFd) -> bool {
+    // Not rustix's, whose pid may not be 0, as it is for a process that cannot be seen from here.
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let at = (&raw mut peer).cast();
+    // SAFETY: room for a `struct ucred`, and its length.
+    let failed = unsafe { libc::getsockopt(agent.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut len) };
+    if failed != 0 || peer.pid == 0 {
+        return failed == 0;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", peer.pid)).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1)
 }
 
 impl AsFd for Agents<'_> {
