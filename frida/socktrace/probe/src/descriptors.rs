@@ -82,6 +82,12 @@ fn at(fd: i32) -> Option<&'static AtomicU64> {
     Some(unsafe { &*SLOTS.load(Ordering::Relaxed).add(index as usize) })
 }
 
+/// Whether a descriptor is known to lead to something that is not traced: [`Slot::Other`] or [`Slot::Foreign`].
+#[inline(always)]
+pub(crate) fn is_other(fd: i32) -> bool {
+    at(fd).is_none_or(|slot| slot.load(Ordering::Acquire) & 3 == 1)
+}
+
 /// What is known of a descriptor; of one beyond the table, that it is not traced.
 #[inline]
 pub(crate) fn get(fd: i32) -> Slot {

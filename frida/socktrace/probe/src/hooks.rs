@@ -1,7 +1,8 @@
 //! The table of hooks: one entry a call.
 //!
 //! An entry is the call's signature, its number for syscall(2) if it has one, and what happens around it; `libc` in an
-//! entry is the function that the hook stands in for. To add a call, add its entry to the module of its subject: the
+//! entry is the function that the hook stands in for. `|libc, fd|`: nothing happens around it where `fd` is known to be
+//! something else than a socket of ours, which is found out first. To add a call, add its entry to the module of its subject: the
 //! engines and the dynamic linker find it by its name.
 //!
 //! Hooks are `extern "C-unwind"`: pthread_cancel(3) ends a thread that is blocked in a call by unwinding through the
@@ -170,7 +171,7 @@ macro_rules! by_number {
 use by_number;
 
 macro_rules! hooks {
-    ($($(#[$meta:meta])* fn $name:ident $([$number:ident])? ($($arg:ident: $type:ty),*) -> $result:ty |$libc:ident| $body:block)+) => {
+    ($($(#[$meta:meta])* fn $name:ident $([$number:ident])? ($($arg:ident: $type:ty),*) -> $result:ty |$libc:ident $(, $fd:ident)?| $body:block)+) => {
         mod libc_functions {
             #![allow(non_upper_case_globals, reason = "named like the functions")]
             use core::ffi::c_void;
@@ -193,13 +194,26 @@ macro_rules! hooks {
         $(#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
         pub(super) unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $result {
             const NAME: &CStr = $crate::hooks::c_name(concat!(stringify!($name), "\0"));
-            let address = $crate::hooks::libc_function(&libc_functions::$name, NAME);
-            // SAFETY: the address is libc's function of this name, whose signature this is.
-            unsafe {
-                type Function = unsafe extern "C-unwind" fn($($type),*) -> $result;
-                let function = core::mem::transmute::<*mut core::ffi::c_void, Function>(address);
-                around::$name(|$($arg: $type),*| function($($arg),*), $($arg),*)
+            type Function = unsafe extern "C-unwind" fn($($type),*) -> $result;
+            /// Kept apart, so that the way past it needs no frame on the stack.
+            $(#[inline(never)]
+            #[doc = concat!("`", stringify!($fd), "` may be traced.")])?
+            unsafe extern "C-unwind" fn traced($($arg: $type),*) -> $result {
+                let address = $crate::hooks::libc_function(&libc_functions::$name, NAME);
+                // SAFETY: the address is libc's function of this name, whose signature this is.
+                unsafe {
+                    let function = core::mem::transmute::<*mut core::ffi::c_void, Function>(address);
+                    around::$name(|$($arg: $type),*| function($($arg),*), $($arg),*)
+                }
             }
+            let is_other = false $(|| $crate::descriptors::is_other($fd))?;
+            let address = libc_functions::$name.load(core::sync::atomic::Ordering::Relaxed);
+            if is_other && !address.is_null() {
+                // SAFETY: as above.
+                return unsafe { core::mem::transmute::<*mut core::ffi::c_void, Function>(address)($($arg),*) };
+            }
+            // SAFETY: as the program called it.
+            unsafe { traced($($arg),*) }
         })+
 
         pub(super) static TABLE: &[$crate::hooks::Hook] = &[$($crate::hooks::Hook {

@@ -24,7 +24,7 @@ unsafe fn report_read(call: &Call, result: isize, iov: *const IoVec, count: c_in
 }
 
 hooks! {
-    fn read[READ](fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc| {
+    fn read[READ](fd: c_int, buffer: *mut c_void, len: usize) -> isize |libc, fd| {
         let call = Call::of_bytes("read", fd);
         // Without room for a byte, read(2) does not ask the socket.
         if len > 0 && call.keeps_messages_apart(len) {
@@ -41,7 +41,7 @@ hooks! {
         read(libc, fd, buffer, len)
     }
 
-    fn write[WRITE](fd: c_int, buffer: *const c_void, len: usize) -> isize |libc| {
+    fn write[WRITE](fd: c_int, buffer: *const c_void, len: usize) -> isize |libc, fd| {
         let call = Call::of_bytes("write", fd);
         let result = libc(fd, buffer, len);
         if result == 0 && call.keeps_messages_apart(1) {
@@ -58,14 +58,14 @@ hooks! {
         write(libc, fd, buffer, len)
     }
 
-    fn readv[READV](fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc| {
+    fn readv[READV](fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc, fd| {
         let call = Call::of_bytes("readv", fd);
         let result = libc(fd, iov, count);
         report_read(&call, result, iov, count);
         result
     }
 
-    fn writev[WRITEV](fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc| {
+    fn writev[WRITEV](fd: c_int, iov: *const IoVec, count: c_int) -> isize |libc, fd| {
         let call = Call::of_bytes("writev", fd);
         let result = libc(fd, iov, count);
         call.moved(Out, result, Buffers::Many(iov, count_of(count)));

@@ -180,7 +180,7 @@ unsafe fn libc_recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> 
 const MAX_ROOMS: usize = 64;
 
 hooks! {
-    fn send(fd: c_int, buffer: *const c_void, len: usize, flags: c_int) -> isize |libc| {
+    fn send(fd: c_int, buffer: *const c_void, len: usize, flags: c_int) -> isize |libc, fd| {
         let call = Call::of_message("send", fd);
         let result = libc(fd, buffer, len, flags);
         call.sent(result, Buffers::one(buffer, len), Peer::NONE, Details::sent(flags));
@@ -189,7 +189,7 @@ hooks! {
 
     fn sendto[SENDTO](
         fd: c_int, buffer: *const c_void, len: usize, flags: c_int, address: *const c_void, address_len: c_uint
-    ) -> isize |libc| {
+    ) -> isize |libc, fd| {
         let call = Call::of_message("sendto", fd);
         let result = libc(fd, buffer, len, flags, address, address_len);
         let peer = Peer { address, len: address_len as usize };
@@ -197,7 +197,7 @@ hooks! {
         result
     }
 
-    fn sendmsg[SENDMSG](fd: c_int, message: *const MessageHeader, flags: c_int) -> isize |libc| {
+    fn sendmsg[SENDMSG](fd: c_int, message: *const MessageHeader, flags: c_int) -> isize |libc, fd| {
         let call = Call::of_message("sendmsg", fd);
         let result = libc(fd, message, flags);
         if result >= 0 {
@@ -206,7 +206,7 @@ hooks! {
         result
     }
 
-    fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags: c_int) -> isize |libc| {
+    fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags: c_int) -> isize |libc, fd| {
         let call = Call::of_message("recv", fd);
         if call.keeps_messages_apart(len) {
             let only = IoVec::new(buffer, len);
@@ -220,7 +220,7 @@ hooks! {
 
     fn recvfrom[RECVFROM](
         fd: c_int, buffer: *mut c_void, len: usize, flags: c_int, address: *mut c_void, address_len: *mut c_uint
-    ) -> isize |libc| {
+    ) -> isize |libc, fd| {
         let call = Call::of_message("recvfrom", fd);
         if address.is_null() && call.keeps_messages_apart(len) {
             let only = IoVec::new(buffer, len);
