@@ -9,7 +9,7 @@ const SUBJECTS: &[&[&str]] = &[
     &["datagrams", "datagram_reply", "datagram_truncated"],
     &["failures", "bad_memory", "broken_pipe"],
     &["abstract_names", "relative_path", "symlinked_directory", "longest_path", "strange_path"],
-    &["dups", "dup_over", "reused_number"],
+    &["dups", "dup_over", "reused_number", "copy_closed_behind_libc"],
     &["closed_behind_libc"],
 ];
 

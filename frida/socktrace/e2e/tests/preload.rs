@@ -38,7 +38,7 @@ tests! {
     datagrams_by_dgram datagrams_by_stream datagrams_by_shm: "datagrams" "datagram_reply" "datagram_truncated",
     failures_by_dgram failures_by_stream failures_by_shm: "failures" "bad_memory" "broken_pipe",
     names_by_dgram names_by_stream names_by_shm: "abstract_names" "relative_path" "symlinked_directory" "longest_path" "strange_path",
-    descriptors_by_dgram descriptors_by_stream descriptors_by_shm: "dups" "dup_over" "reused_number",
+    descriptors_by_dgram descriptors_by_stream descriptors_by_shm: "dups" "dup_over" "reused_number" "copy_closed_behind_libc",
     threads_by_dgram threads_by_stream threads_by_shm: "threads" "cancelled",
     signals_by_dgram signals_by_stream signals_by_shm: "signals",
     daemons_by_dgram daemons_by_stream daemons_by_shm: "close_all" "close_all_by_range" "descriptors_full",

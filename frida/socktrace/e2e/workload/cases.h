@@ -6,7 +6,8 @@
     X(datagrams) X(datagram_reply) X(datagram_truncated) \
     X(failures) X(bad_memory) X(broken_pipe) \
     X(abstract_names) X(relative_path) X(symlinked_directory) X(longest_path) X(strange_path) \
-    X(dups) X(dup_over) X(reused_number) X(closed_behind_libc) X(close_all) X(close_all_by_range) X(descriptors_full) \
+    X(dups) X(dup_over) X(reused_number) X(closed_behind_libc) X(copy_closed_behind_libc) \
+    X(close_all) X(close_all_by_range) X(descriptors_full) \
     X(blocked_accept) X(blocked_read) X(blocked_recv) X(blocked_readv) X(blocked_recvmsg) X(blocked_write) \
     X(blocked_sendmsg) \
     X(threads) X(cancelled) X(signals) \

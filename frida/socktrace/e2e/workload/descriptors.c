@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A system call that no hook on libc sees, syscall(2) included. */
@@ -168,6 +169,29 @@ void case_closed_behind_libc(void) {
     exchange(&others.client, &others.server, 34);
     exchange(&others.server, &others.client, 35);
     close_ends(&others);
+}
+
+/* A copy's number becomes a pipe behind libc's back, while the connection it was a copy of is in use. */
+void case_copy_closed_behind_libc(void) {
+    enum { LONG_NS = 5000000 }; /* several times as long as a descriptor may go without being looked at */
+    struct ends ends = connect_ends("behind.copy", SOCK_STREAM);
+    struct conn copy = by_descriptor(&ends.client, MUST(dup(ends.client.fd)));
+    exchange(&copy, &ends.server, 36);
+    int pipe_ends[2];
+    MUST(pipe(pipe_ends));
+    CHECK(behind_libc(SYS_dup3, pipe_ends[0], copy.fd, 0) == copy.fd);
+    struct timespec start, now;
+    MUST(clock_gettime(CLOCK_MONOTONIC, &start));
+    do {
+        exchange(&ends.client, &ends.server, 37);
+        exchange(&ends.server, &ends.client, 38);
+        MUST(clock_gettime(CLOCK_MONOTONIC, &now));
+    } while ((now.tv_sec - start.tv_sec) * 1000000000L + now.tv_nsec - start.tv_nsec < LONG_NS);
+    move_elsewhere(copy.fd, pipe_ends[1]);
+    MUST(close(copy.fd));
+    MUST(close(pipe_ends[0]));
+    MUST(close(pipe_ends[1]));
+    close_ends(&ends);
 }
 
 static void traffic_after_closing_all(const char *name) {

@@ -47,7 +47,7 @@ fn report_close(connection: &Connection, fd: i32, how: &str) {
         return;
     }
     // What was taken for its bytes since the last look may have been another's.
-    let doubt = [Ext::LostSince(connection.checked_ns())];
+    let doubt = [Ext::LostSince(connection.description().since_ns.max(descriptors::checked_ns(fd)))];
     let event = Event {
         fd,
         conn: [connection.description().id.as_bytes(), b"|", how.as_bytes()],

@@ -75,13 +75,21 @@ impl Details {
 struct Moved {
     direction: Direction,
     total: u64,
+    /// The kernel moved them between two descriptors (splice(2)). One is mostly a pipe or a file, which a program may
+    /// have got by a system call of its own, under a number that was a socket's: always looked at, as such calls are few
+    /// and move much.
+    past_memory: bool,
     peer: Peer,
     details: Details,
 }
 
 impl Moved {
     fn bytes(direction: Direction, total: u64) -> Self {
-        Self { direction, total, peer: Peer::NONE, details: Details::NONE }
+        Self { direction, total, past_memory: false, peer: Peer::NONE, details: Details::NONE }
+    }
+
+    fn past_memory(direction: Direction, total: u64) -> Self {
+        Self { past_memory: true, ..Self::bytes(direction, total) }
     }
 }
 
@@ -180,7 +188,7 @@ impl Call {
         let total = result.unsigned_abs() as u64;
         let is_plain = details.flags == 0 && details.ancillary.is_empty();
         if !is_plain || !self.report_fast(direction, total, &buffers) {
-            self.report(&Moved { direction, total, peer, details }, |data| data.emit(&buffers));
+            self.report(&Moved { peer, details, ..Moved::bytes(direction, total) }, |data| data.emit(&buffers));
         }
     }
 
@@ -189,7 +197,7 @@ impl Call {
     pub(crate) fn counted(&self, direction: Direction, result: isize) {
         if result > 0 && !self.is_idle(false) {
             let total = result.unsigned_abs() as u64;
-            self.report(&Moved::bytes(direction, total), |data| data.emit_count());
+            self.report(&Moved::past_memory(direction, total), |data| data.emit_count());
         }
     }
 
@@ -198,7 +206,7 @@ impl Call {
     pub(crate) fn sent_file(&self, result: isize, source: &Source) {
         if result > 0 && !self.is_idle(false) {
             let total = result.unsigned_abs() as u64;
-            self.report(&Moved::bytes(Direction::Out, total), |data| data.emit_file(source));
+            self.report(&Moved::past_memory(Direction::Out, total), |data| data.emit_file(source));
         }
     }
 
@@ -209,7 +217,7 @@ impl Call {
         // What is sent may arrive before the call returns; what is received was there before it did.
         let ts_ns = if moved.direction == Direction::Out { entered_ns } else { now };
         let total = moved.total;
-        let Some(handle) = self.connection(ts_ns, total) else { return };
+        let Some(handle) = self.connection(ts_ns, moved) else { return };
         let Some(connection) = handle.get() else {
             return count_loss(total, ts_ns, Cause::Unattributed);
         };
@@ -239,7 +247,7 @@ impl Call {
 
     /// Whose bytes these are. A number may have been closed behind libc's back and reused, so the socket itself is
     /// looked at.
-    fn connection(&self, ts_ns: u64, total: u64) -> Option<Handle> {
+    fn connection(&self, ts_ns: u64, moved: &Moved) -> Option<Handle> {
         let Slot::Traced(handle) = self.slot else {
             return match scan::discover(self.fd) {
                 Slot::Traced(handle) => Some(handle),
@@ -249,10 +257,11 @@ impl Call {
         if process::is_confined() {
             return Some(handle);
         }
-        let interval_ns = transport::check_interval_ns();
-        if interval_ns != 0 && handle.get().is_some_and(|connection| !connection.is_check_due(ts_ns, interval_ns)) {
+        let interval_ns = if moved.past_memory { 0 } else { transport::check_interval_ns() };
+        if !descriptors::is_check_due(self.fd, ts_ns, interval_ns) && handle.get().is_some() {
             return Some(handle);
         }
+        descriptors::set_checked(self.fd, ts_ns);
         // SAFETY: a call on it has just succeeded; should it be closed by now, fstat says so.
         let fd = unsafe { BorrowedFd::borrow_raw(self.fd) };
         let found = rustix::fs::fstat(fd).ok().map(|stat| stat.st_ino);
@@ -265,7 +274,7 @@ impl Call {
             return Some(handle);
         }
         if found.is_none() {
-            count_loss(total, ts_ns, Cause::Unattributed);
+            count_loss(moved.total, ts_ns, Cause::Unattributed);
             return None;
         }
         if process::owns_descriptors() && descriptors::replace_if(self.fd, self.slot, Slot::Arrived) {

@@ -43,6 +43,8 @@ pub(crate) struct Description {
     pub(crate) fd: i32,
     /// What made it known, `accept4` say.
     pub(crate) how: &'static str,
+    /// Since when it has been known as what it is here, nanoseconds since the Unix epoch.
+    pub(crate) since_ns: u64,
     /// Whether `socket_paths` asks for it. Only a datagram socket is kept without: single messages may be asked for.
     pub(crate) wanted: bool,
     pub(crate) path: Text<MAX_PATH_LEN>,
@@ -58,8 +60,6 @@ pub(crate) struct Connection {
     announced: AtomicU32,
     /// Bytes moved in and out.
     moved: [AtomicU64; 2],
-    /// When a descriptor of it was last seen to lead to its socket, nanoseconds since the Unix epoch.
-    checked_ns: AtomicU64,
     description: UnsafeCell<Description>,
 }
 
@@ -145,7 +145,6 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         let generation = connection.generation.fetch_add(1, Ordering::AcqRel) + 1;
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
-        connection.checked_ns.store(new.ts_ns, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
             ts_ms: new.ts_ns / 1_000_000,
@@ -163,6 +162,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
             mate: new.mate,
             fd: new.fd,
             how: new.how,
+            since_ns: new.ts_ns,
             wanted: new.wanted,
             path,
             id: connection_id(new.path, &identity),
@@ -203,27 +203,6 @@ impl Connection {
     /// Notes bytes moved; how many had been before.
     pub(crate) fn add_moved(&self, direction: Direction, bytes: u64) -> u64 {
         self.moved[usize::from(direction == Direction::Out)].fetch_add(bytes, Ordering::Relaxed)
-    }
-
-    /// Whether it is time to look again whether a descriptor leads to its socket; if so, this was the look.
-    #[inline]
-    pub(crate) fn is_check_due(&self, now_ns: u64, interval_ns: u64) -> bool {
-        let is_due = now_ns.wrapping_sub(self.checked_ns.load(Ordering::Relaxed)) >= interval_ns;
-        if is_due {
-            self.checked_ns.store(now_ns, Ordering::Relaxed);
-        }
-        is_due
-    }
-
-    /// When it was last looked.
-    pub(crate) fn checked_ns(&self) -> u64 {
-        self.checked_ns.load(Ordering::Relaxed)
-    }
-
-    /// The same, without its being a look.
-    #[inline]
-    pub(crate) fn is_check_overdue(&self, now_ns: u64, interval_ns: u64) -> bool {
-        now_ns.wrapping_sub(self.checked_ns.load(Ordering::Relaxed)) >= interval_ns
     }
 
     #[inline]

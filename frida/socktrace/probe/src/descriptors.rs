@@ -50,13 +50,17 @@ impl Slot {
 }
 
 static SLOTS: AtomicPtr<AtomicU64> = AtomicPtr::new(core::ptr::null_mut());
+/// Of each descriptor, when it was last seen to lead to its socket, nanoseconds since the Unix epoch. Of duplicates each
+/// has its own: what one of them leads to says nothing of the others.
+static CHECKED: AtomicPtr<AtomicU64> = AtomicPtr::new(core::ptr::null_mut());
 /// 0 while nothing is traced.
 static LEN: AtomicU32 = AtomicU32::new(0);
 
 /// Makes the table; nothing is traced before.
 pub(crate) fn init(max_fds: u32) -> Result<(), Complaint> {
-    let slots = params::map(max_fds as usize * size_of::<AtomicU64>())?;
-    SLOTS.store(slots.cast(), Ordering::Relaxed);
+    let map = || params::map(max_fds as usize * size_of::<AtomicU64>());
+    SLOTS.store(map()?.cast(), Ordering::Relaxed);
+    CHECKED.store(map()?.cast(), Ordering::Relaxed);
     LEN.store(max_fds, Ordering::Release);
     Ok(())
 }
@@ -73,13 +77,37 @@ pub(crate) fn len() -> i32 {
 
 #[inline]
 fn at(fd: i32) -> Option<&'static AtomicU64> {
+    word_of(&SLOTS, fd)
+}
+
+#[inline]
+fn word_of(table: &AtomicPtr<AtomicU64>, fd: i32) -> Option<&'static AtomicU64> {
     // A negative number is a large unsigned one.
     let index = fd.cast_unsigned();
     if index >= LEN.load(Ordering::Acquire) {
         return None;
     }
     // SAFETY: `init` mapped `LEN` zeroed words for good before it set `LEN`.
-    Some(unsafe { &*SLOTS.load(Ordering::Relaxed).add(index as usize) })
+    Some(unsafe { &*table.load(Ordering::Relaxed).add(index as usize) })
+}
+
+/// When a descriptor was last seen to lead to its socket.
+#[inline]
+pub(crate) fn checked_ns(fd: i32) -> u64 {
+    word_of(&CHECKED, fd).map_or(0, |checked| checked.load(Ordering::Relaxed))
+}
+
+/// Whether it is time to look again whether a descriptor leads to its socket.
+#[inline]
+pub(crate) fn is_check_due(fd: i32, now_ns: u64, interval_ns: u64) -> bool {
+    now_ns.wrapping_sub(checked_ns(fd)) >= interval_ns
+}
+
+/// Notes that this is the look.
+pub(crate) fn set_checked(fd: i32, now_ns: u64) {
+    if let Some(checked) = word_of(&CHECKED, fd) {
+        checked.store(now_ns, Ordering::Relaxed);
+    }
 }
 
 /// Whether a descriptor is known to lead to something that is not traced: [`Slot::Other`] or [`Slot::Foreign`].

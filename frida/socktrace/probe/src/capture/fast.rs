@@ -8,7 +8,7 @@ use gttr::{DATA_VALUES_LEN, DataValues, Direction, FLAG_EXTENDED, FLAG_PAYLOAD, 
 use super::{Buffers, Call};
 use crate::clock::now_ns;
 use crate::connection::{Kind, SOCK_STREAM};
-use crate::descriptors::Slot;
+use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, count_loss, has_losses};
 use crate::{params, process, transport};
 
@@ -32,7 +32,7 @@ impl Call {
         }
         let who = process::who();
         let now = now_ns();
-        let is_overdue = || connection.is_check_overdue(now, transport::check_interval_ns());
+        let is_overdue = || descriptors::is_check_due(self.fd, now, transport::check_interval_ns());
         if who.is_guest || !process::is_confined() && is_overdue() {
             return false;
         }
