@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use socktrace_e2e::{Account, Frida, Recording, Server, SockType, Stage, Workload, preload_files};
 
 use crate::compare;
@@ -110,13 +110,14 @@ pub fn covered(engine: Engine, sock_type: SockType) -> (Stage, BTreeMap<u64, Str
 fn record(engine: Engine, sock_type: SockType, cases: &[&str]) -> (Stage, Account, Recording) {
     let stage = Stage::new();
     let server = Server::start(&stage, sock_type);
-    let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name() }));
+    let parameters = parameters(&stage, sock_type);
     let workload = match engine {
         Engine::Preload => Workload::preload_program(program(), &stage, &parameters, cases),
         Engine::Frida => {
             // Programs that are executed load the probe from there.
             let preload = preload_files(&stage, &parameters);
-            let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name(), "preload": preload }));
+            let mut parameters = parameters;
+            parameters["preload"] = json!(preload);
             Workload::spawn_program(program(), &Frida::new(), &stage, &parameters, cases)
         }
     };
@@ -124,6 +125,15 @@ fn record(engine: Engine, sock_type: SockType, cases: &[&str]) -> (Stage, Accoun
     // The payload files are read while the stage is there.
     let recording = server.stop();
     (stage, account, recording)
+}
+
+fn parameters(stage: &Stage, sock_type: SockType) -> Value {
+    let mut parameters = stage.parameters(json!({ "out_sock_type": sock_type.name() }));
+    if sock_type == SockType::Shm {
+        // Of what a full ring does not take nothing could be compared.
+        parameters["on_full"] = json!("block");
+    }
+    parameters
 }
 
 fn results(stage: &Stage) -> Results {

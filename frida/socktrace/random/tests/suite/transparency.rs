@@ -101,20 +101,26 @@ fn shorten(engine: Engine, sock_type: SockType, seed: u64, complaint: &str) -> S
     format!("{}\nkeep={}\n{found}", lines.join("\n  "), left.join(","))
 }
 
+/// How the traced seeds are recorded, by the names of their tests; and the seeds, of which there are a thousand.
 macro_rules! tests {
     ($($name:ident: $engine:ident $sock_type:ident $seeds:expr;)+) => {
         $(#[test]
         fn $name() {
             check(stringify!($name), Engine::$engine, SockType::$sock_type, $seeds);
         })+
+
+        const TESTS: &[(&str, Engine, SockType)] =
+            &[$((stringify!($name), Engine::$engine, SockType::$sock_type)),+];
     };
 }
 
 tests! {
-    preload_by_dgram: Preload Dgram 0..250;
-    preload_by_stream: Preload Stream 250..500;
-    frida_by_dgram: Frida Dgram 500..750;
-    frida_by_stream: Frida Stream 750..1000;
+    preload_by_dgram: Preload Dgram 0..167;
+    preload_by_stream: Preload Stream 167..334;
+    preload_by_shm: Preload Shm 334..500;
+    frida_by_dgram: Frida Dgram 500..667;
+    frida_by_stream: Frida Stream 667..834;
+    frida_by_shm: Frida Shm 834..1000;
 }
 
 /// For SOCKTRACE_SOAK seconds: seeds that nobody has seen, by all engines and transports in turn.
@@ -127,13 +133,7 @@ fn soak() {
     let (start, mut done) = (Instant::now(), 0);
     // By the clock: another seed each time, printed with whatever fails.
     let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) << 20;
-    let kinds = [
-        ("preload_by_dgram", Engine::Preload, SockType::Dgram),
-        ("preload_by_stream", Engine::Preload, SockType::Stream),
-        ("frida_by_dgram", Engine::Frida, SockType::Dgram),
-        ("frida_by_stream", Engine::Frida, SockType::Stream),
-    ];
-    for (name, engine, sock_type) in kinds.into_iter().cycle() {
+    for (name, engine, sock_type) in TESTS.iter().copied().cycle() {
         if start.elapsed() >= Duration::from_secs(seconds) {
             break;
         }
