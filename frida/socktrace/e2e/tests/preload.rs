@@ -68,6 +68,28 @@ fn closed_behind_libc() {
     assert!(recorded >= account.bytes() && recorded - more <= account.bytes(), "{recorded}, of which {more} in doubt");
 }
 
+/// Threads that use copies of a socket for the first time at once are on one connection, which ends once.
+#[test]
+fn copies_at_once() {
+    for sock_type in [SockType::Dgram, SockType::Stream, SockType::Shm] {
+        let stage = Stage::new();
+        let server = Server::start(&stage, sock_type);
+        let mut parameters = stage.parameters(json!({ "out_sock_type": sock_type.name() }));
+        parameters["on_full"] = json!("block");
+        let account = Workload::preload(&stage, &parameters, &["copies_at_once"]).finish();
+        let connections = server.stop().connections();
+        let shared = account.notes("shared by copies");
+        // An inode number may be given out again: each socket is one connection.
+        assert_eq!(connections.len(), shared.len());
+        for (id, connection) in connections {
+            let is_shared = connection.opened.iter().all(|open| shared.iter().any(|&is| Some(is as u64) == open.inode));
+            assert!(is_shared, "{id}: {:?}", connection.opened);
+            let bytes: u64 = connection.data.iter().filter_map(|data| data.size).sum();
+            assert_eq!((connection.data.len(), bytes, connection.closed.len()), (3, 15, 1), "{id}: {connection:?}");
+        }
+    }
+}
+
 /// A process tree: every program in it introduces itself, also one whose environment was taken from it, and each finds
 /// LD_PRELOAD as the first one did, with what else was in it.
 #[test]

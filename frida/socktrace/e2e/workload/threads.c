@@ -39,6 +39,41 @@ void case_threads(void) {
     for (int i = 0; i < THREADS; i++) MUST(-pthread_join(threads[i], NULL));
 }
 
+enum { ROUNDS = 400, SHARERS = 3 };
+
+struct sharer {
+    pthread_barrier_t *start;
+    const struct conn *conn;
+};
+
+static void *use_a_copy(void *argument) {
+    const struct sharer *sharer = argument;
+    pthread_barrier_wait(sharer->start);
+    int copy = MUST(dup(sharer->conn->fd));
+    CHECK(send(copy, "first", 5, 0) == 5);
+    MUST(close(copy));
+    return NULL;
+}
+
+/* A socket's first bytes, by several threads at once, each with a descriptor of its own: it is one connection. */
+void case_copies_at_once(void) {
+    for (int round = 0; round < ROUNDS; round++) {
+        int fds[2];
+        MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+        struct conn conn = conn_of(fds[0], SOCK_STREAM);
+        pthread_barrier_t start;
+        MUST(-pthread_barrier_init(&start, NULL, SHARERS));
+        struct sharer sharer = {&start, &conn};
+        pthread_t threads[SHARERS];
+        for (int i = 0; i < SHARERS; i++) MUST(-pthread_create(&threads[i], NULL, use_a_copy, &sharer));
+        for (int i = 0; i < SHARERS; i++) MUST(-pthread_join(threads[i], NULL));
+        MUST(-pthread_barrier_destroy(&start));
+        MUST(close(fds[0]));
+        MUST(close(fds[1]));
+        truth_note("shared by copies", (long long)conn.inode);
+    }
+}
+
 /* Calls that are cancellation points, by number. */
 enum { BLOCKED_CALLS = 8 };
 

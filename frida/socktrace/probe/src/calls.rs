@@ -75,23 +75,53 @@ pub(crate) fn report_listening(connection: &Connection, ts_ns: u64) {
     }
 }
 
-/// Gives a socket a new description: a new record, for every descriptor that leads to the old one.
-pub(crate) fn redescribe(
-    old: Handle,
-    fd: i32,
-    kind: Kind,
-    how: &'static str,
-    wanted: bool,
-    path: &[u8],
-    ts_ns: u64,
-) -> Option<Handle> {
+/// A socket's new description.
+pub(crate) struct Change<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) how: &'static str,
+    pub(crate) wanted: bool,
+    pub(crate) path: &'a [u8],
+    pub(crate) ts_ns: u64,
+}
+
+/// Gives a socket a new description: a new record, for every descriptor that leads to the old one. Should another
+/// thread do the same, it is done after that.
+pub(crate) fn redescribe(old: Handle, fd: i32, change: &Change<'_>) -> Option<Handle> {
+    /// Each further turn takes another thread that changes the same socket at the same time.
+    const TURNS: usize = 16;
+    let mut before = old;
+    for _ in 0..TURNS {
+        match succeed(before, fd, change)? {
+            Ok(new) => return Some(new),
+            Err(other) => before = other,
+        }
+    }
+    None
+}
+
+/// The same, unless another thread has just done so: the record that it made.
+pub(crate) fn succeed(old: Handle, fd: i32, change: &Change<'_>) -> Option<Result<Handle, Handle>> {
     let before = old.get()?;
     let Description { inode, socket_type, mate, .. } = *before.description();
+    let Change { kind, how, wanted, path, ts_ns } = *change;
     let new = connection::allocate(&New { kind, inode, socket_type, mate, fd, how, wanted, path, ts_ns })?;
-    move_descriptors(old, Slot::Traced(new), fd);
+    let result = before.succeed_by(new).map(|()| new);
+    // Whoever was first may not have come to it yet.
+    let (Ok(place) | Err(place)) = result;
+    move_descriptors(old, Slot::Traced(place), fd);
     // `allocate` counted the descriptor that it was made for; `move_descriptors` counts those that it moves.
     new.get()?.remove_descriptor();
-    Some(new)
+    Some(result)
+}
+
+/// A descriptor was made to lead to `slot`, whose record another thread may have replaced at the same time, when it did
+/// not see this descriptor.
+pub(crate) fn catch_up(fd: i32, slot: Slot) {
+    let Slot::Traced(mut handle) = slot else { return };
+    while let Some(next) = handle.get().and_then(Connection::successor) {
+        move_descriptors(handle, Slot::Traced(next), fd);
+        handle = next;
+    }
 }
 
 /// Makes every descriptor that leads to `old` lead to `new`.
@@ -185,14 +215,15 @@ pub(crate) fn bind(result: i32, fd: i32, address: *const c_void, len: usize) {
     let wanted = path.is_wanted();
     if !wanted && !is_datagram {
         // What it will accept or connect under this name is not asked for; a client's own name is not what counts.
-        let handle = redescribe(handle, fd, Kind::Idle, "bind", false, path.shown.as_bytes(), now_ns());
+        let path = path.shown.as_bytes();
+        let change = Change { kind: Kind::Idle, how: "bind", wanted: false, path, ts_ns: now_ns() };
+        let handle = redescribe(handle, fd, &change);
         debug_assert!(handle.is_some());
         return;
     }
     let ts_ns = now_ns();
-    let Some(handle) = redescribe(handle, fd, Kind::Idle, "bind", wanted, path.shown.as_bytes(), ts_ns) else {
-        return;
-    };
+    let change = Change { kind: Kind::Idle, how: "bind", wanted, path: path.shown.as_bytes(), ts_ns };
+    let Some(handle) = redescribe(handle, fd, &change) else { return };
     if let (true, true, Some(connection)) = (is_datagram, wanted, handle.get()) {
         report_listening(connection, ts_ns);
         // The frame said that it is bound; that it is open, the first bytes will say.
@@ -216,7 +247,7 @@ pub(crate) fn listen(result: i32, fd: i32) {
     }
     let ts_ns = now_ns();
     let path = description.path.as_bytes();
-    let listening = redescribe(handle, fd, Kind::Listening, "listen", true, path, ts_ns);
+    let listening = redescribe(handle, fd, &Change { kind: Kind::Listening, how: "listen", wanted: true, path, ts_ns });
     if let Some(connection) = listening.and_then(Handle::get) {
         report_listening(connection, ts_ns);
     }
@@ -233,7 +264,8 @@ pub(crate) fn connect(result: i32, fd: i32, address: *const c_void, len: usize) 
     // SAFETY: the kernel has just read it for the program at this length.
     let Some(peer) = (unsafe { Address::read(address, len) }) else {
         // AF_UNSPEC takes a datagram socket's peer away.
-        redescribe(handle, fd, Kind::Idle, "connect", connection.description().wanted, b"", ts_ns);
+        let wanted = connection.description().wanted;
+        redescribe(handle, fd, &Change { kind: Kind::Idle, how: "connect", wanted, path: b"", ts_ns });
         if connection.kind() == Kind::Open {
             report_close(connection, fd, "connect");
         }
@@ -248,7 +280,8 @@ pub(crate) fn connect(result: i32, fd: i32, address: *const c_void, len: usize) 
     if connection.kind() == Kind::Open {
         report_close(connection, fd, "connect");
     }
-    let opened = redescribe(handle, fd, Kind::Open, "connect", wanted, path.shown.as_bytes(), ts_ns);
+    let change = Change { kind: Kind::Open, how: "connect", wanted, path: path.shown.as_bytes(), ts_ns };
+    let opened = redescribe(handle, fd, &change);
     if let (true, Some(connection)) = (wanted, opened.and_then(Handle::get)) {
         announce::announce(connection, ts_ns);
     }
@@ -341,6 +374,7 @@ pub(crate) fn duplicated(from: i32, to: i32) {
         connection.add_descriptor();
     }
     install(to, slot);
+    catch_up(to, slot);
 }
 
 /// shutdown(2).

@@ -12,7 +12,7 @@ use rustix::fd::BorrowedFd;
 use crate::address::Address;
 use crate::ancillary::Ancillary;
 use crate::announce::announce;
-use crate::calls::VANISHED;
+use crate::calls::{self, Change, VANISHED};
 use crate::clock::now_ns;
 use crate::connection::{Connection, Handle, Kind, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
@@ -278,7 +278,7 @@ impl Call {
             return None;
         }
         if process::owns_descriptors() && descriptors::replace_if(self.fd, self.slot, Slot::Arrived) {
-            crate::calls::ended(self.slot, self.fd, VANISHED);
+            calls::ended(self.slot, self.fd, VANISHED);
         }
         match scan::discover(self.fd) {
             Slot::Traced(handle) => Some(handle),
@@ -313,8 +313,13 @@ fn ensure_open(handle: Handle, fd: i32, how: &'static str, peer: Option<&SocketP
     if !process::owns_descriptors() {
         return Some(handle);
     }
-    let opened = crate::calls::redescribe(handle, fd, Kind::Open, how, connection.description().wanted, path, ts_ns);
-    open_since(fd, connection).or(opened)
+    let change = Change { kind: Kind::Open, how, wanted: connection.description().wanted, path, ts_ns };
+    match calls::succeed(handle, fd, &change)? {
+        Ok(opened) => Some(opened),
+        // Another thread's first bytes, or its bind or connect meanwhile.
+        Err(other) if other.get()?.kind() == Kind::Open => Some(other),
+        Err(other) => calls::redescribe(other, fd, &change),
+    }
 }
 
 /// The open record that a descriptor leads to by now, if it is of the same socket.

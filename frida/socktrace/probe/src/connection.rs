@@ -60,6 +60,8 @@ pub(crate) struct Connection {
     announced: AtomicU32,
     /// Bytes moved in and out.
     moved: [AtomicU64; 2],
+    /// The record of the same socket that has taken this one's place, packed; 0: none has.
+    successor: AtomicU64,
     description: UnsafeCell<Description>,
 }
 
@@ -145,6 +147,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         let generation = connection.generation.fetch_add(1, Ordering::AcqRel) + 1;
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
+        connection.successor.store(0, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
             ts_ms: new.ts_ns / 1_000_000,
@@ -187,7 +190,7 @@ impl Connection {
 
     /// One more descriptor leads here.
     pub(crate) fn add_descriptor(&self) {
-        self.descriptors.fetch_add(1, Ordering::Relaxed);
+        self.descriptors.fetch_add(1, Ordering::SeqCst);
     }
 
     /// One descriptor less; whether it was the last. Its id and path stay readable until the pool has gone round.
@@ -197,7 +200,21 @@ impl Connection {
     }
 
     pub(crate) fn has_other_descriptors(&self) -> bool {
-        self.descriptors.load(Ordering::Relaxed) > 1
+        self.descriptors.load(Ordering::SeqCst) > 1
+    }
+
+    /// Makes a record take this one's place, unless another has: that one then.
+    pub(crate) fn succeed_by(&self, new: Handle) -> Result<(), Handle> {
+        let changed = self.successor.compare_exchange(0, new.pack(), Ordering::SeqCst, Ordering::SeqCst);
+        changed.map(|_| ()).map_err(Handle::unpack)
+    }
+
+    /// The record that has taken this one's place.
+    pub(crate) fn successor(&self) -> Option<Handle> {
+        match self.successor.load(Ordering::SeqCst) {
+            0 => None,
+            packed => Some(Handle::unpack(packed)),
+        }
     }
 
     /// Notes bytes moved; how many had been before.

@@ -161,7 +161,8 @@ pub(crate) fn join(fd: i32) -> Option<Slot> {
     let (slot, connection) = (0..descriptors::len()).filter(|&other| other != fd).find_map(known)?;
     connection.add_descriptor();
     if descriptors::replace_if(fd, before, slot) {
-        return Some(slot);
+        calls::catch_up(fd, slot);
+        return Some(descriptors::get(fd));
     }
     // Another thread was first.
     connection.remove_descriptor();
