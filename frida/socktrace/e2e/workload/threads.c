@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -197,4 +198,42 @@ void case_signals(void) {
     MUST(timer_delete(timer));
     close_ends(&ends);
     close_ends(&in_handler);
+}
+
+enum { JUMPS = 300, LARGE = 16384 };
+
+static sigjmp_buf before_calls;
+static volatile sig_atomic_t jumps;
+
+static void jump_out(int signal) {
+    (void)signal;
+    siglongjmp(before_calls, 1);
+}
+
+/* A handler jumps out of whatever is under way, the tracer's part of a call included. What is sent until then is in no
+ * account, for who was interrupted cannot know what has moved; what is sent afterwards is. */
+void case_jumped_out(void) {
+    static char buffer[LARGE];
+    int fds[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds));
+    struct ends after = connect_ends("jumped_out.after", SOCK_STREAM);
+    MUST(sigaction(SIGALRM, &(struct sigaction){.sa_handler = jump_out}, NULL));
+    timer_t timer = timer_for_this_thread();
+    /* Not the same time after each jump. */
+    if (sigsetjmp(before_calls, 1) == 0 || ++jumps < JUMPS) {
+        struct itimerspec once = {{0, 0}, {0, 100000 + 977 * (jumps % 100)}};
+        MUST(timer_settime(timer, 0, &once, NULL));
+        for (;;) {
+            send(fds[0], buffer, sizeof buffer, 0);
+            while (recv(fds[1], buffer, sizeof buffer, 0) > 0) {}
+        }
+    }
+    MUST(timer_delete(timer));
+    for (size_t i = 1; i <= 100; i++) {
+        exchange(&after.client, &after.server, i);
+        exchange(&after.server, &after.client, i);
+    }
+    close_ends(&after);
+    MUST(close(fds[0]));
+    MUST(close(fds[1]));
 }

@@ -117,6 +117,12 @@ impl Call {
         call
     }
 
+    /// Where it is on the stack: in its hook's frame.
+    #[inline]
+    fn on_stack(&self) -> usize {
+        (&raw const *self).addr()
+    }
+
     /// The descriptor.
     pub(crate) fn fd(&self) -> i32 {
         self.fd
@@ -476,6 +482,7 @@ impl Data<'_> {
             conn: [description.id.as_bytes(), b"", b""],
             values,
             more,
+            call: self.call.on_stack(),
             ..Event::new(FrameType::Data, self.ts_ns)
         };
         emit(&event, payload);

@@ -5,7 +5,8 @@ use core::sync::atomic::Ordering;
 use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
 
 use crate::process::{self, Who};
-use crate::transport::{self, Link, Undelivered};
+use crate::sys::stack_pointer;
+use crate::transport::{self, Link, Undelivered, Writing};
 
 /// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.
 pub(crate) const MAX_PARTS: usize = 16;
@@ -33,10 +34,13 @@ pub(crate) struct Event<'a> {
     pub(crate) values: &'a [Ext<'a>],
     /// More of them, as on the wire.
     pub(crate) more: &'a [u8],
+    /// Where the call that it tells of is on the stack.
+    pub(crate) call: usize,
 }
 
 impl Event<'_> {
-    pub(crate) const fn new(kind: FrameType, ts_ns: u64) -> Self {
+    #[inline(always)]
+    pub(crate) fn new(kind: FrameType, ts_ns: u64) -> Self {
         Event {
             kind,
             direction: Direction::None,
@@ -47,6 +51,7 @@ impl Event<'_> {
             conn: [b""; 3],
             values: &[],
             more: b"",
+            call: stack_pointer(),
         }
     }
 }
@@ -59,6 +64,7 @@ pub(crate) enum Cause {
     Stalled = 1,
     Unattributed = 2,
     Full = 3,
+    Left = 4,
 }
 
 impl Cause {
@@ -67,6 +73,7 @@ impl Cause {
             0 => b"the server was not there",
             1 => b"the server did not read",
             3 => b"the ring was full",
+            4 => b"a signal handler jumped out of a call while the event was written",
             _ => b"the descriptor was closed and reused during the call",
         }
     }
@@ -92,7 +99,7 @@ pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[&[u8]]) -
     let who = process::who();
     let bytes = payload.iter().map(|part| part.len() as u64).sum();
     let link = transport::reach(event.ts_ns);
-    let told = link.and_then(|link| report_losses(&link, &who, event.ts_ns).map(|()| link));
+    let told = link.and_then(|link| report_losses(&link, &who, event).map(|()| link));
     let number = process::number(&who, event.ts_ns);
     let sent = told.and_then(|link| send::<N>(&link, event, payload, &who, number));
     sent.map_err(|why| count_loss(bytes, event.ts_ns, why.into())).is_ok()
@@ -140,7 +147,7 @@ fn send<const N: usize>(
         parts[len] = *part;
         len += 1;
     }
-    transport::send(link, &parts[..len], who.tid, event.ts_ns)
+    transport::send(link, &parts[..len], Writing { tid: who.tid, call: event.call }, event.ts_ns)
 }
 
 /// Whether there is something to tell before the next event.
@@ -162,22 +169,26 @@ pub(crate) fn count_loss(bytes: u64, ts_ns: u64, cause: Cause) {
 }
 
 /// Tells the server what it missed, if anything; an error if it cannot be told now.
-fn report_losses(link: &Link, who: &Who, now_ns: u64) -> Result<(), Undelivered> {
+fn report_losses(link: &Link, who: &Who, before: &Event<'_>) -> Result<(), Undelivered> {
     let lost = &process::own().lost;
     if lost.events.load(Ordering::Relaxed) == 0 {
         return Ok(());
     }
-    if lost.reporting.swap(true, Ordering::Acquire) {
+    // Never 0. One's own: a signal handler jumped out of the report, or this is one in the middle of it.
+    let own = who.tid.max(1);
+    let reporting = lost.reporting.compare_exchange(0, own, Ordering::Acquire, Ordering::Relaxed);
+    if reporting.is_err_and(|other| other != own) {
         // Another thread is at it; this one's event may go first.
         return Ok(());
     }
-    let reported = report(link, who, now_ns);
-    lost.reporting.store(false, Ordering::Release);
+    let reported = report(link, who, before);
+    lost.reporting.store(0, Ordering::Release);
     reported
 }
 
 #[cold]
-fn report(link: &Link, who: &Who, now_ns: u64) -> Result<(), Undelivered> {
+fn report(link: &Link, who: &Who, before: &Event<'_>) -> Result<(), Undelivered> {
+    let now_ns = before.ts_ns;
     let lost = &process::own().lost;
     let (events, bytes) = (lost.events.swap(0, Ordering::Acquire), lost.bytes.swap(0, Ordering::Relaxed));
     if events == 0 {
@@ -188,6 +199,7 @@ fn report(link: &Link, who: &Who, now_ns: u64) -> Result<(), Undelivered> {
     let event = Event {
         conn: [Cause::text(lost.cause.load(Ordering::Relaxed)), b"", b""],
         values: &values,
+        call: before.call,
         ..Event::new(FrameType::Lost, now_ns)
     };
     // A report that fails is tried again under the number it has, or that number would look like one more loss.

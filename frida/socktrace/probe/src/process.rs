@@ -91,8 +91,8 @@ pub(crate) struct Lost {
     pub(crate) report_seq: AtomicU64,
     /// And its time.
     pub(crate) report_ns: AtomicU64,
-    /// One thread reports at a time.
-    pub(crate) reporting: AtomicBool,
+    /// The thread that reports, one at a time; 0: none.
+    pub(crate) reporting: AtomicU32,
 }
 
 static OWN: AtomicPtr<Own> = AtomicPtr::new(core::ptr::null_mut());

@@ -17,6 +17,7 @@ const SIG_SETMASK: usize = 2;
 mod number {
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const GETSOCKOPT: usize = 55;
+    pub(super) const SIGALTSTACK: usize = 131;
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const PROCESS_VM_READV: usize = 310;
     #[cfg(feature = "standalone")]
@@ -72,6 +73,26 @@ pub(crate) fn thread_pointer() -> usize {
     // SAFETY: reads one word that every thread of a libc has.
     unsafe { asm!("mov {}, qword ptr fs:[0]", out(reg) pointer, options(nostack, readonly, preserves_flags)) };
     pointer
+}
+
+/// Where the stack ends, as it is now.
+#[inline]
+pub(crate) fn stack_pointer() -> usize {
+    let pointer;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
+}
+
+/// Whether this is a handler on the stack that signals have to themselves (sigaltstack(2)).
+pub(crate) fn is_on_alternate_stack() -> bool {
+    const SS_ONSTACK: usize = 1;
+    // A `stack_t`: pointer, flags, size.
+    let mut stack = [0_usize; 3];
+    // SAFETY: room for a `stack_t`.
+    unsafe { syscall(number::SIGALTSTACK, [0, &raw mut stack as usize, 0, 0, 0, 0]) };
+    // Flags are an int, with padding behind it.
+    stack[1] & SS_ONSTACK != 0
 }
 
 /// The number at an offset from the thread pointer.

@@ -8,10 +8,11 @@ mod own;
 mod shared;
 mod socket;
 mod stall;
+mod unfinished;
 
 use crate::params::{self, Complaint, Transport};
 
-pub(crate) use shared::{note_loss, ring, told_losses};
+pub(crate) use shared::{Writing, note_loss, ring, told_losses};
 pub(crate) use socket::{MAX_CHUNK, chunk, session};
 
 /// Why a frame was not delivered.
@@ -41,6 +42,7 @@ pub(crate) fn stop() {
 
 pub(crate) fn after_fork() {
     lock::after_fork();
+    unfinished::after_fork();
     stall::end();
     socket::after_fork();
 }
@@ -67,11 +69,11 @@ pub(crate) fn reach(now_ns: u64) -> Result<Link, Undelivered> {
     socket::reach(now_ns).map(Link::Socket)
 }
 
-/// Sends one frame, whole or not at all, for a thread.
+/// Sends one frame, whole or not at all.
 #[inline]
-pub(crate) fn send(link: &Link, frame: &[&[u8]], tid: u32, now_ns: u64) -> Result<(), Undelivered> {
+pub(crate) fn send(link: &Link, frame: &[&[u8]], from: Writing, now_ns: u64) -> Result<(), Undelivered> {
     match link {
-        Link::Ring => shared::ring().map_or(Err(Undelivered::Absent), |ring| ring.put(frame, tid)),
+        Link::Ring => shared::ring().map_or(Err(Undelivered::Absent), |ring| ring.put(frame, from)),
         Link::Socket(socket) => socket::send(socket, frame, now_ns),
     }
 }

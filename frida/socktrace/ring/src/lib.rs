@@ -18,7 +18,7 @@ mod writer;
 pub use map::{Untrusted, create, map, unmap};
 pub use memory::{Memory, Words};
 pub use reader::{Reader, Step};
-pub use writer::{Full, Place, Record, Writer};
+pub use writer::{Full, Record, Writer};
 
 /// Bytes of the page of positions, at the front of the memory.
 pub const PAGE_LEN: usize = 4096;

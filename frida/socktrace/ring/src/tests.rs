@@ -131,9 +131,15 @@ fn a_record_that_was_given_up_is_left_out() {
     let ring = Ring::new(MIN_RING_LEN);
     let (writer, mut reader) = (ring.writer(), ring.reader());
     let mut buffer = vec![0; writer.max_frame_len()];
-    let place = writer.reserve(100, 42).unwrap().place();
+    let at = std::cell::Cell::new(0);
+    let left = || drop(writer.reserve_noting(100, 42, |position| at.set(position)).unwrap());
+    left();
+    assert_eq!(writer.unfinished(at.get()), Some(42));
     put(&writer, b"after").unwrap();
-    writer.abandon(place);
+    assert_eq!(writer.unfinished(at.get()), Some(42));
+    assert!(!writer.abandon(at.get(), 43));
+    assert!(writer.abandon(at.get(), 42));
+    assert!(!writer.abandon(at.get(), 42));
     let mut short = writer.reserve(10, 1).unwrap();
     short.push(b"short");
     short.commit();
@@ -141,6 +147,17 @@ fn a_record_that_was_given_up_is_left_out() {
     assert_eq!(take(&mut reader, &mut buffer).unwrap(), b"after");
     assert_eq!(reader.next(&mut buffer), Step::Void);
     assert_eq!(reader.next(&mut buffer), Step::Empty);
+    reader.free();
+    assert_eq!(writer.unfinished(at.get()), None);
+    // The last one has no header yet.
+    left();
+    assert!(writer.abandon(at.get(), 42));
+    put(&writer, b"after").unwrap();
+    assert_eq!(writer.unfinished(at.get()), None);
+    assert_eq!(reader.next(&mut buffer), Step::Void);
+    assert_eq!(take(&mut reader, &mut buffer).unwrap(), b"after");
+    // Nothing was begun there.
+    assert_eq!(writer.unfinished(reader.position()), None);
 }
 
 #[test]

@@ -47,6 +47,17 @@ impl Writer {
     /// [`Full`].
     #[inline(always)]
     pub fn reserve(&self, frame_len: usize, tid: u32) -> Result<Record, Full> {
+        self.reserve_noting(frame_len, tid, |_| {})
+    }
+
+    /// The same, calling `note` with each position that it tries to take, before it does: what [`Writer::abandon`]
+    /// takes, should the thread not come back to commit the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`].
+    #[inline(always)]
+    pub fn reserve_noting(&self, frame_len: usize, tid: u32, note: impl Fn(u64)) -> Result<Record, Full> {
         let words = self.memory.words();
         // Within 2^29: half of MAX_RING_LEN.
         let state = state::new(frame_len as u32, tid);
@@ -60,6 +71,7 @@ impl Writer {
                 return Err(Full);
             }
             self.see_to_header(position, last);
+            note(position);
             match words.tail.exchange(tail, [end, state]) {
                 Ok(()) => return Ok(Record { memory: self.memory, position, state, written: 0 }),
                 Err(found) => tail = found,
@@ -125,24 +137,40 @@ impl Record {
         let what = if whole { state::COMMITTED } else { state::VOID };
         self.memory.header(self.position).0[0].store(self.state | what, Ordering::Release);
     }
-
-    /// What [`Writer::abandon`] takes, should the thread not come back to commit it.
-    #[inline]
-    pub fn place(&self) -> Place {
-        Place { position: self.position, state: self.state }
-    }
-}
-
-/// Which record it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    position: u64,
-    state: u64,
 }
 
 impl Writer {
-    /// Gives a record up that was not committed, and whose thread has gone elsewhere: a signal handler jumped out of it.
-    pub fn abandon(&self, place: Place) {
-        self.memory.header(place.position).0[0].store(place.state | state::VOID, Ordering::Release);
+    /// Whose the record at a position is, if it is neither committed nor given up.
+    pub fn unfinished(&self, position: u64) -> Option<u32> {
+        self.unfinished_state(position).map(state::tid)
+    }
+
+    /// Gives up the record at a position that was not committed, and whose thread, the caller's, has gone elsewhere: a
+    /// signal handler jumped out of it. Whether there was one.
+    pub fn abandon(&self, position: u64, tid: u32) -> bool {
+        let Some(state) = self.unfinished_state(position).filter(|state| state::tid(*state) == tid) else {
+            return false;
+        };
+        self.memory.header(position).0[0].store(state | state::VOID, Ordering::Release);
+        true
+    }
+
+    fn unfinished_state(&self, position: u64) -> Option<u64> {
+        let words = self.memory.words();
+        // An exchange that changes nothing tells both words as they are at one moment.
+        let [tail, last] = match words.tail.exchange([0, 0], [0, 0]) {
+            Ok(()) => return None,
+            Err(found) => found,
+        };
+        let head = words.head.load(Ordering::Acquire);
+        if position.wrapping_sub(head) >= tail.wrapping_sub(head) || !position.is_multiple_of(HEADER_LEN as u64) {
+            return None;
+        }
+        let state = match self.memory.header(position).0[0].load(Ordering::Acquire) {
+            // Only the last record may be without.
+            0 if position.wrapping_add(record_len(state::frame_len(last)) as u64) == tail => last,
+            state => state,
+        };
+        (state != 0 && state & (state::COMMITTED | state::VOID) == 0).then_some(state)
     }
 }

@@ -10,6 +10,7 @@ use crate::clock::now_ns;
 use crate::connection::{Kind, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, count_loss, has_losses};
+use crate::transport::Writing;
 use crate::{params, process, transport};
 
 /// Bytes of a value's tag and length on the wire.
@@ -65,7 +66,7 @@ impl Call {
             payload_len: payload.len() as u32,
         };
         let len = HEADER_LEN + path.len() + id.len() + payload.len() + usize::from(header.ext_len);
-        match ring.begin(len, who.tid, now) {
+        match ring.begin(len, Writing { tid: who.tid, call: self.on_stack() }, now) {
             Ok(mut record) => {
                 record.push_array(header.to_bytes());
                 record.push(path);

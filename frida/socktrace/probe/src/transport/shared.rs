@@ -16,6 +16,7 @@ use rustix::time::{ClockId, Timespec};
 use socktrace_ring::{Full, Record, Writer, create};
 
 use super::own::Own;
+use super::unfinished::Unfinished;
 use super::{Undelivered, socket};
 use crate::clock::{monotonic_ns, now_ns};
 use crate::params::{self, Complaint, OnFull};
@@ -139,6 +140,15 @@ fn note(fd: BorrowedFd<'_>, text: &[u8], memory: Option<BorrowedFd<'_>>) -> Resu
     socket::send_with(fd, &[&bytes[..len]], &mut ancillary).map(|_| ())
 }
 
+/// Who writes a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writing {
+    /// The thread.
+    pub(crate) tid: u32,
+    /// Where its call is on the stack.
+    pub(crate) call: usize,
+}
+
 /// The ring, while frames go there.
 #[derive(Clone, Copy)]
 pub(crate) struct Ring(&'static Writer);
@@ -150,29 +160,36 @@ pub(crate) fn ring() -> Option<Ring> {
 }
 
 impl Ring {
-    /// Sees to the server and takes the place for a frame of a length, for a thread.
+    /// Sees to the server and takes the place for a frame of a length.
     #[inline(always)]
-    pub(crate) fn begin(self, len: usize, tid: u32, now_ns: u64) -> Result<Record, Undelivered> {
+    pub(crate) fn begin(self, len: usize, from: Writing, now_ns: u64) -> Result<Begun, Undelivered> {
         look_after(now_ns);
-        self.reserve(len, tid)
+        self.reserve(len, from)
     }
 
     #[inline(always)]
-    fn reserve(self, len: usize, tid: u32) -> Result<Record, Undelivered> {
-        match self.0.reserve(len, tid) {
+    fn reserve(self, len: usize, Writing { tid, call }: Writing) -> Result<Begun, Undelivered> {
+        let unfinished = Unfinished::new(self.0, tid, call);
+        match self.0.reserve_noting(len, tid, |position| unfinished.at(position)) {
             Ok(record) => {
                 if FULL_SINCE_NS.load(Ordering::Relaxed) != 0 {
                     FULL_SINCE_NS.store(0, Ordering::Relaxed);
                 }
-                Ok(record)
+                Ok(Begun { record, unfinished })
             }
-            Err(Full) => wait_for_room(self.0, len, tid),
+            Err(Full) => match wait_for_room(self.0, len, tid, &unfinished) {
+                Ok(record) => Ok(Begun { record, unfinished }),
+                Err(why) => {
+                    unfinished.done();
+                    Err(why)
+                }
+            },
         }
     }
 
-    pub(super) fn put(self, frame: &[&[u8]], tid: u32) -> Result<(), Undelivered> {
+    pub(super) fn put(self, frame: &[&[u8]], from: Writing) -> Result<(), Undelivered> {
         let len = frame.iter().map(|part| part.len()).sum();
-        let mut record = self.reserve(len, tid)?;
+        let mut record = self.reserve(len, from)?;
         for part in frame {
             record.push(part);
         }
@@ -181,11 +198,38 @@ impl Ring {
     }
 }
 
+/// A frame's place in the ring, noted as unfinished.
+pub(crate) struct Begun {
+    record: Record,
+    unfinished: Unfinished,
+}
+
+impl Begun {
+    /// Appends to the frame.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.record.push(bytes);
+    }
+
+    /// The same of a number of bytes that the compiler knows.
+    #[inline(always)]
+    pub(crate) fn push_array<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.record.push_array(bytes);
+    }
+
+    /// The frame is complete.
+    #[inline(always)]
+    pub(crate) fn commit(self) {
+        self.record.commit();
+        self.unfinished.done();
+    }
+}
+
 /// Waits for room if the parameters say so, for as long as they say, once: as long as the server then does not read,
 /// nobody waits again.
 #[cold]
 #[inline(never)]
-fn wait_for_room(writer: &Writer, len: usize, tid: u32) -> Result<Record, Undelivered> {
+fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished) -> Result<Record, Undelivered> {
     let words = writer.memory().words();
     if len > writer.max_frame_len() || process::is_confined() {
         return Err(Undelivered::Full);
@@ -193,7 +237,7 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32) -> Result<Record, Undeli
     loop {
         let seen = words.room.load(Ordering::Acquire);
         words.waiting.fetch_add(1, Ordering::SeqCst);
-        let reserved = writer.reserve(len, tid);
+        let reserved = writer.reserve_noting(len, tid, |position| unfinished.at(position));
         let left = if reserved.is_ok() || words.stopped.load(Ordering::Relaxed) != 0 { 0 } else { left_ns() };
         if left > 0 {
             let _ = wake();
