@@ -11,7 +11,10 @@ use rustix::pipe::PipeFlags;
 
 use crate::actor::{Actor, Socket, unseen};
 use crate::log::{self, Moved, Passed};
-use crate::undeclared::{__read_chk, __recv_chk, __recvfrom_chk, close_range, closefrom, dprintf, pidfd_getfd};
+use crate::undeclared::{
+    __close, __connect, __dup2, __fcntl, __read, __read_chk, __recv, __recv_chk, __recvfrom_chk, __send, __sendmmsg,
+    __write, close_range, closefrom, dprintf, fcntl64, pidfd_getfd,
+};
 use crate::{ancillary, ring};
 
 /// An operation, under the heading that it has in the table.
@@ -84,8 +87,16 @@ fn buffered(fd: c_int, mode: &std::ffi::CStr, call: impl FnOnce(*mut libc::FILE)
     }
 }
 
+type Connect = unsafe fn(c_int, *const libc::sockaddr, u32) -> c_int;
+
+/// connect(2).
+unsafe fn connect(fd: c_int, address: *const libc::sockaddr, len: u32) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { libc::connect(fd, address, len) }
+}
+
 /// A connection of two descriptors of this process, by name.
-fn connection(actor: &mut Actor, accept: fn(c_int) -> c_int, how: &str) -> bool {
+fn connection(actor: &mut Actor, connect: Connect, accept: fn(c_int) -> c_int, how: &str) -> bool {
     let kind = libc::SOCK_STREAM;
     let name = actor.new_name();
     // SAFETY: the name's length is its own.
@@ -94,7 +105,7 @@ fn connection(actor: &mut Actor, accept: fn(c_int) -> c_int, how: &str) -> bool 
         assert_eq!((libc::bind(listener, name.as_ptr(), name.len), libc::listen(listener, 5)), (0, 0), "a listener");
         log::began("listen", crate::actor::inode_of(listener), listener, kind, "listen", &name.shown);
         let client = libc::socket(libc::AF_UNIX, kind, 0);
-        assert_eq!(libc::connect(client, name.as_ptr(), name.len), 0, "a listener listens");
+        assert_eq!(connect(client, name.as_ptr(), name.len), 0, "a listener listens");
         log::began("open", crate::actor::inode_of(client), client, kind, "connect", &name.shown);
         let server = accept(listener);
         log::began("open", crate::actor::inode_of(server), server, kind, how, &name.shown);
@@ -227,11 +238,19 @@ macro_rules! cases {
 
 cases! {
     "Connections" {
-        "`socket`, `bind`, `listen`, `connect`, `accept`", a => connection(a, |fd| {
+        "`socket`, `bind`, `listen`, `connect`, `accept`", a => connection(a, connect, |fd| {
             libc::accept(fd, std::ptr::null_mut(), std::ptr::null_mut())
         }, "accept");
-        "`accept4`", a => connection(a, |fd| {
+        "`accept4`", a => connection(a, connect, |fd| {
             libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        }, "accept4");
+        "`__connect`", a => connection(a, |fd, address, len| __connect(fd, address, len), |fd| {
+            libc::accept(fd, std::ptr::null_mut(), std::ptr::null_mut())
+        }, "accept");
+        "`syscall(SYS_connect, …)`, `syscall(SYS_accept4, …)`", a => connection(a, |fd, address, len| {
+            libc::syscall(libc::SYS_connect, fd as c_long, address, len as c_long) as c_int
+        }, |fd| {
+            libc::syscall(libc::SYS_accept4, fd as c_long, std::ptr::null::<u8>(), std::ptr::null::<u8>(), 0 as c_long) as c_int
         }, "accept4");
         "`socketpair`, of streams", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::send(fd, d.as_ptr().cast(), d.len(), 0));
         "`socketpair`, of datagrams", a => sends(a, libc::SOCK_DGRAM, false, |fd, d| libc::send(fd, d.as_ptr().cast(), d.len(), 0));
@@ -240,15 +259,32 @@ cases! {
         "`dup2`", a => copies(a, |fd| libc::dup2(fd, 450));
         "`dup3`", a => copies(a, |fd| libc::dup3(fd, 451, libc::O_CLOEXEC));
         "`fcntl` (`F_DUPFD`, `F_DUPFD_CLOEXEC`)", a => copies(a, |fd| libc::fcntl(fd, libc::F_DUPFD, 452));
+        "`__dup2`", a => copies(a, |fd| __dup2(fd, 453));
+        "`__fcntl` (`F_DUPFD_CLOEXEC`)", a => copies(a, |fd| __fcntl(fd, libc::F_DUPFD_CLOEXEC, 454));
+        "`fcntl64` (`F_DUPFD`)", a => copies(a, |fd| fcntl64(fd, libc::F_DUPFD, 455));
+        "`syscall(SYS_dup, …)`", a => copies(a, |fd| libc::syscall(libc::SYS_dup, fd as c_long) as c_int);
+        "`ioctl` (`FIONBIO`), `getsockopt` (`SO_PEERCRED`), then `send`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| {
+            let on: c_int = 1;
+            let mut peer: libc::ucred = std::mem::zeroed();
+            let mut len = size_of::<libc::ucred>() as u32;
+            assert_eq!(libc::ioctl(fd, libc::FIONBIO, &raw const on), 0, "any socket may not wait");
+            let asked = libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &raw mut len);
+            assert_eq!((asked, peer.pid), (0, libc::getpid()), "a pair's other end is this process's");
+            libc::send(fd, d.as_ptr().cast(), d.len(), 0)
+        });
         "`pidfd_getfd`", a => copies(a, |fd| {
             let own = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
             pidfd_getfd(own.expect("a pidfd of this process").as_raw_fd(), fd, 0)
         });
         "`shutdown`", a => ends(a, "shutdown:SHUT_WR", |fd| { libc::shutdown(fd, libc::SHUT_WR); });
         "`close`", a => ends(a, "close", |fd| { libc::close(fd); });
+        "`__close`", a => ends(a, "close", |fd| { __close(fd); });
         "`close_range`", a => ends(a, "close_range", |fd| { close_range(fd as u32, fd as u32, 0); });
         "`closefrom`", a => ends(a, "closefrom", |fd| closefrom(fd));
         "`fclose`", a => ends(a, "close", |fd| { libc::fclose(libc::fdopen(fd, c"w".as_ptr())); });
+        "`syscall(SYS_close_range, …)`", a => ends(a, "close_range", |fd| {
+            libc::syscall(libc::SYS_close_range, fd as c_long, fd as c_long, 0 as c_long);
+        });
         "`syscall(SYS_close, …)`", a => ends(a, "close", |fd| { libc::syscall(libc::SYS_close, fd as c_long); });
         "system call without libc: close" because NOT_LIBC, a => ends(a, "close", |fd| rustix::io::close(fd));
     }
@@ -261,12 +297,30 @@ cases! {
             libc::sendmmsg(fd, messages.as_mut_ptr(), 1, 0);
             messages[0].msg_len as isize
         });
+        "`__sendmmsg`", a => sends(a, libc::SOCK_DGRAM, false, |fd, d| {
+            let mut messages = [mmsghdr { msg_hdr: message(&mut one(d)), msg_len: 0 }];
+            __sendmmsg(fd, messages.as_mut_ptr(), 1, 0);
+            messages[0].msg_len as isize
+        });
+        "`__send`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| __send(fd, d.as_ptr(), d.len(), 0));
+        "`__write`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| __write(fd, d.as_ptr(), d.len()));
         "`write`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::write(fd, d.as_ptr().cast(), d.len()));
         "`writev`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::writev(fd, std::ptr::from_ref(&one(d)), 1));
         "`pwritev2`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::pwritev2(fd, std::ptr::from_ref(&one(d)), 1, -1, 0));
+        "`pwritev64v2`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::pwritev64v2(fd, std::ptr::from_ref(&one(d)), 1, -1, 0));
         "`sendfile`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| send_file(fd, d, |to, from, offset| libc::sendfile(to, from, offset, LEN)));
         "`sendfile64`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| send_file(fd, d, |to, from, offset| libc::sendfile64(to, from, offset, LEN)));
         "`splice`, from a pipe", a => sends(a, libc::SOCK_STREAM, true, |fd, d| through_pipe(d, |pipe, _| libc::splice(pipe, NO_OFFSET, fd, NO_OFFSET, LEN, 0)));
+        "`tee` from one pipe to another, `splice` from there", a => sends(a, libc::SOCK_STREAM, true, |fd, d| through_pipe(d, |pipe, _| {
+            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+            assert_eq!(libc::tee(pipe, writer.as_raw_fd(), LEN, 0), LEN as isize, "an empty pipe takes a few bytes");
+            libc::splice(reader.as_raw_fd(), NO_OFFSET, fd, NO_OFFSET, LEN, 0)
+        }));
+        "`vmsplice` into a pipe, `splice` from there", a => sends(a, libc::SOCK_STREAM, true, |fd, d| {
+            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+            assert_eq!(libc::vmsplice(writer.as_raw_fd(), std::ptr::from_ref(&one(d)), 1, 0), LEN as isize, "a new pipe takes a few bytes");
+            libc::splice(reader.as_raw_fd(), NO_OFFSET, fd, NO_OFFSET, LEN, 0)
+        });
         "`fwrite`, `fflush`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| buffered(fd, c"w", |file| {
             libc::fwrite(d.as_ptr().cast(), 1, d.len(), file);
             if libc::fflush(file) == 0 { d.len() as isize } else { -1 }
@@ -280,6 +334,14 @@ cases! {
         "`syscall(SYS_sendmsg, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_sendmsg, fd as c_long, std::ptr::from_ref(&message(&mut one(d))), 0 as c_long) as isize);
         "`syscall(SYS_write, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_write, fd as c_long, d.as_ptr(), d.len()) as isize);
         "`syscall(SYS_writev, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_writev, fd as c_long, std::ptr::from_ref(&one(d)), 1 as c_long) as isize);
+        "`syscall(SYS_sendmmsg, …)`", a => sends(a, libc::SOCK_DGRAM, false, |fd, d| {
+            let mut messages = [mmsghdr { msg_hdr: message(&mut one(d)), msg_len: 0 }];
+            libc::syscall(libc::SYS_sendmmsg, fd as c_long, messages.as_mut_ptr(), 1 as c_long, 0 as c_long);
+            messages[0].msg_len as isize
+        });
+        "`syscall(SYS_pwritev2, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| {
+            libc::syscall(libc::SYS_pwritev2, fd as c_long, std::ptr::from_ref(&one(d)), 1 as c_long, -1 as c_long, 0 as c_long, 0 as c_long) as isize
+        });
         "`syscall(SYS_sendfile, …)`", a => sends(a, libc::SOCK_STREAM, false, |fd, d| send_file(fd, d, |to, from, offset| libc::syscall(libc::SYS_sendfile, to as c_long, from as c_long, offset, LEN) as isize));
         "`syscall(SYS_splice, …)`", a => sends(a, libc::SOCK_STREAM, true, |fd, d| through_pipe(d, |pipe, _| libc::syscall(libc::SYS_splice, pipe as c_long, NO_OFFSET, fd as c_long, NO_OFFSET, LEN, 0 as c_long) as isize));
         "system call without libc: sendto" because NOT_LIBC, a => sends(a, libc::SOCK_STREAM, false, |fd, d| rustix::net::send(unseen(fd), d, rustix::net::SendFlags::empty()).map_or(-1, |n| n as isize));
@@ -296,8 +358,11 @@ cases! {
             messages[0].msg_len as isize
         });
         "`read`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::read(fd, d.as_mut_ptr().cast(), d.len()));
+        "`__recv`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __recv(fd, d.as_mut_ptr(), d.len(), 0));
+        "`__read`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __read(fd, d.as_mut_ptr(), d.len()));
         "`readv`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::readv(fd, std::ptr::from_ref(&one(d)), 1));
         "`preadv2`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::preadv2(fd, std::ptr::from_ref(&one(d)), 1, -1, 0));
+        "`preadv64v2`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::preadv64v2(fd, std::ptr::from_ref(&one(d)), 1, -1, 0));
         "`__read_chk`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __read_chk(fd, d.as_mut_ptr(), d.len(), d.len()));
         "`__recv_chk`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __recv_chk(fd, d.as_mut_ptr(), d.len(), d.len(), 0));
         "`__recvfrom_chk`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| __recvfrom_chk(fd, d.as_mut_ptr(), d.len(), d.len(), 0, std::ptr::null_mut(), std::ptr::null_mut()));
@@ -310,6 +375,14 @@ cases! {
         "`syscall(SYS_recvmsg, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_recvmsg, fd as c_long, std::ptr::from_mut(&mut message(&mut one(d))), 0 as c_long) as isize);
         "`syscall(SYS_read, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_read, fd as c_long, d.as_mut_ptr(), d.len()) as isize);
         "`syscall(SYS_readv, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| libc::syscall(libc::SYS_readv, fd as c_long, std::ptr::from_ref(&one(d)), 1 as c_long) as isize);
+        "`syscall(SYS_recvmmsg, …)`", a => receives(a, libc::SOCK_DGRAM, false, |fd, d| {
+            let mut messages = [mmsghdr { msg_hdr: message(&mut one(d)), msg_len: 0 }];
+            libc::syscall(libc::SYS_recvmmsg, fd as c_long, messages.as_mut_ptr(), 1 as c_long, 0 as c_long, std::ptr::null::<u8>());
+            messages[0].msg_len as isize
+        });
+        "`syscall(SYS_preadv2, …)`", a => receives(a, libc::SOCK_STREAM, false, |fd, d| {
+            libc::syscall(libc::SYS_preadv2, fd as c_long, std::ptr::from_ref(&one(d)), 1 as c_long, -1 as c_long, 0 as c_long, 0 as c_long) as isize
+        });
         "system call without libc: recvfrom" because NOT_LIBC, a => receives(a, libc::SOCK_STREAM, false, |fd, d| rustix::net::recv(unseen(fd), d, rustix::net::RecvFlags::empty()).map_or(-1, |(n, _)| n as isize));
         "system call without libc: read" because NOT_LIBC, a => receives(a, libc::SOCK_STREAM, false, |fd, d| rustix::io::read(unseen(fd), d).map_or(-1, |n| n as isize));
         "io_uring: `IORING_OP_RECV`" because NOT_LIBC, a => receives(a, libc::SOCK_STREAM, false, ring::receive);

@@ -123,6 +123,8 @@ fn run(request: &Request) -> ExitCode {
     log::note("start", run.into());
     let dir = std::fs::canonicalize(&request.dir).expect("the directory of the file `go`");
     if request.coverage {
+        // Relative names are in there.
+        std::env::set_current_dir(&dir).expect("the directory of the file `go`");
         occupy_low_descriptors();
         coverage::run(&mut Actor::new(0, "0", dir.clone(), run));
     }

@@ -13,6 +13,26 @@ unsafe extern "C" {
     pub fn __fpurge(file: *mut libc::FILE);
     /// dprintf(3).
     pub fn dprintf(fd: c_int, format: *const c_char, ...) -> c_int;
+    /// close(2), as glibc exports it, too; likewise those that follow.
+    pub fn __close(fd: c_int) -> c_int;
+    /// See [`__close`].
+    pub fn __dup2(from: c_int, to: c_int) -> c_int;
+    /// See [`__close`].
+    pub fn __fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    /// What fcntl(2) is with 64-bit offsets.
+    pub fn fcntl64(fd: c_int, command: c_int, ...) -> c_int;
+    /// See [`__close`].
+    pub fn __connect(fd: c_int, address: *const libc::sockaddr, len: u32) -> c_int;
+    /// See [`__close`].
+    pub fn __send(fd: c_int, buffer: *const u8, len: usize, flags: c_int) -> isize;
+    /// See [`__close`].
+    pub fn __sendmmsg(fd: c_int, messages: *mut libc::mmsghdr, count: c_uint, flags: c_int) -> c_int;
+    /// See [`__close`].
+    pub fn __write(fd: c_int, buffer: *const u8, len: usize) -> isize;
+    /// See [`__close`].
+    pub fn __recv(fd: c_int, buffer: *mut u8, len: usize, flags: c_int) -> isize;
+    /// See [`__close`].
+    pub fn __read(fd: c_int, buffer: *mut u8, len: usize) -> isize;
     /// What read(2) is compiled to under _FORTIFY_SOURCE.
     pub fn __read_chk(fd: c_int, buffer: *mut u8, len: usize, room: usize) -> isize;
     /// As `__read_chk`.
