@@ -11,7 +11,7 @@
     X(blocked_accept) X(blocked_read) X(blocked_recv) X(blocked_readv) X(blocked_recvmsg) X(blocked_write) \
     X(blocked_sendmsg) \
     X(threads) X(copies_at_once) X(cancelled) X(signals) X(jumped_out) \
-    X(forked) X(forked_among_threads) X(executed) X(vforked) X(killed) X(killed_at_any_time) X(lingering) \
+    X(forked) X(forked_among_threads) X(executed) X(activated) X(vforked) X(killed) X(killed_at_any_time) X(lingering) \
     X(filtered) X(many_connections) X(steps)
 
 #define DECLARE(name) void case_##name(void);

@@ -173,3 +173,25 @@ void case_lingering(void) {
     close((int)MUST(creat(address_in_dir("lingers").un.sun_path, 0600)));
     while (access(address_in_dir("end").un.sun_path, F_OK) != 0) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
+
+/* A service that is given its sockets when it is executed (sd_listen_fds(3)): a listener, and a connection. */
+void case_activated(void) {
+    enum { LISTENER = 3, CONNECTION = 4 };
+    const char *count = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID");
+    CHECK(count && atoi(count) == 2 && pid && atoi(pid) == getpid());
+    struct address address = address_in_dir("activated"), given = address_in_dir("given");
+    truth_listen(LISTENER, "preexisting:getsockname", address.expected);
+    struct conn connection = conn_of(CONNECTION, SOCK_STREAM);
+    truth_open(&connection, "preexisting:getsockname", given.expected);
+    struct conn client = connect_to(&address, SOCK_STREAM), server = accept_from(LISTENER, &address);
+    exchange(&client, &server, 71);
+    exchange(&server, &client, 72);
+    char bytes[32];
+    CHECK(read_on(&connection, bytes, sizeof bytes) == 7);
+    fill(bytes, sizeof bytes);
+    CHECK(write_on(&connection, bytes, sizeof bytes) == sizeof bytes);
+    close_conn(&client);
+    close_conn(&server);
+    close_conn(&connection);
+    MUST(close(LISTENER));
+}
