@@ -1,13 +1,13 @@
 //! Other processes: forked, vforked, spawned, executed; and every way to end.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::actor::{Actor, Socket, outcome};
 use crate::log::{self, Moved};
-use crate::undeclared::close_range;
+use crate::undeclared::{close_range, quick_exit};
 use crate::{ancillary, script, twice};
 
 /// This program's file.
@@ -41,8 +41,14 @@ pub enum Ending {
     Exit,
     /// _exit(2).
     ExitAtOnce,
+    /// quick_exit(3).
+    QuickExit,
+    /// `exit_group(2)` by syscall(2).
+    ExitByNumber,
     /// abort(3).
     Abort,
+    /// A signal that nobody handles.
+    Terminate,
     /// SIGKILL to itself.
     Kill,
     /// Another program, which ends at once.
@@ -54,22 +60,28 @@ pub enum Ending {
 }
 
 impl Ending {
-    const OF_CHILDREN: [Self; 8] = [
+    const OF_CHILDREN: [Self; 11] = [
         Self::Exit,
         Self::ExitAtOnce,
         Self::ExitAtOnce,
+        Self::QuickExit,
+        Self::ExitByNumber,
         Self::Abort,
+        Self::Terminate,
         Self::Kill,
         Self::ExecuteTrue,
         Self::ExecuteItself,
         Self::LastThread,
     ];
-    const OF_MAIN: [Self; 8] = [
+    const OF_MAIN: [Self; 11] = [
         Self::Return,
         Self::Return,
         Self::Exit,
         Self::ExitAtOnce,
+        Self::QuickExit,
+        Self::ExitByNumber,
         Self::Abort,
+        Self::Terminate,
         Self::Kill,
         Self::ExecuteTrue,
         Self::ExecuteItself,
@@ -91,7 +103,14 @@ pub fn end(actor: &mut Actor, ending: Ending) -> c_int {
             Ending::Return | Ending::LastThread => {}
             Ending::Exit => libc::exit(status),
             Ending::ExitAtOnce => libc::_exit(status),
+            Ending::QuickExit => quick_exit(status),
+            Ending::ExitByNumber => {
+                libc::syscall(libc::SYS_exit_group, status as c_long);
+            }
             Ending::Abort => libc::abort(),
+            Ending::Terminate => {
+                libc::kill(libc::getpid(), libc::SIGTERM);
+            }
             Ending::Kill => {
                 libc::kill(libc::getpid(), libc::SIGKILL);
             }
@@ -286,7 +305,8 @@ pub fn beside(actor: &mut Actor) {
         rustix::io::dup2(&nothing, &mut std::mem::ManuallyDrop::new(as_owned(READY_FD))).expect("dup2");
         drop(nothing);
         run_child(&mut child, count);
-        let ending = child.rng.of(&[Ending::Exit, Ending::ExitAtOnce, Ending::Kill, Ending::ExecuteItself]);
+        let ending =
+            child.rng.of(&[Ending::Exit, Ending::ExitAtOnce, Ending::QuickExit, Ending::Kill, Ending::ExecuteItself]);
         end(&mut child, ending);
         unreachable!("{ending:?} ends the process");
     }

@@ -68,6 +68,11 @@ pub fn set_outlet(fd: c_int) {
     }
 }
 
+/// Whether the handler has begun to write since there is somewhere to.
+pub fn has_written() -> bool {
+    LEFT.load(Relaxed) < WRITES
+}
+
 extern "C" fn write(signal: c_int) {
     let fd = OUTLET.load(Relaxed);
     if fd < 0 || LEFT.fetch_sub(1, Relaxed) <= 0 {

@@ -9,6 +9,8 @@ unsafe extern "C" {
     pub fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
     /// pidfd_getfd(2).
     pub fn pidfd_getfd(pidfd: c_int, fd: c_int, flags: c_uint) -> c_int;
+    /// quick_exit(3).
+    pub fn quick_exit(status: c_int) -> !;
     /// stdio_ext(3).
     pub fn __fpurge(file: *mut libc::FILE);
     /// dprintf(3).

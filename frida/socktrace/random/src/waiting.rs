@@ -83,7 +83,10 @@ pub fn for_data(actor: &mut Actor) {
             if signalled {
                 // SAFETY: the thread waits for this one's end.
                 unsafe { libc::pthread_kill(this, signals::WRITES_AND_RESTARTS) };
-                std::thread::sleep(LOOK);
+                // A signal that came later than the first bytes would end the call with these.
+                while !signals::has_written() {
+                    std::thread::sleep(LOOK);
+                }
             }
             if all {
                 data.chunks(20).for_each(|part| assert!(send_all(&pair[0], part), "a pair takes 60 bytes"));
