@@ -291,6 +291,32 @@ fn nothing_seen_is_explained() {
     assert!(filtered.err.contains("nothing shown: the filters let none of it through, 4 messages"), "{}", filtered.err);
 }
 
+/// Over a socketpair, a message with two descriptors, and urgent data.
+const PASSES_DESCRIPTORS: &str = r#"
+import os, socket
+a, b = socket.socketpair()
+read, write = os.pipe()
+socket.send_fds(a, [b"take these"], [os.open("/dev/null", 0), read])
+socket.recv_fds(b, 100, 4)
+a.send(b"!", socket.MSG_OOB)
+b.recv(1, socket.MSG_OOB)
+"#;
+
+#[test]
+fn what_comes_with_a_message_is_shown() {
+    if !has("python3", "what_comes_with_a_message_is_shown") {
+        return;
+    }
+    let outcome = run(&["run", "--", "/usr/bin/env", "python3", "-c", PASSES_DESCRIPTORS]);
+    let lines: Vec<_> = outcome.err.lines().filter(|line| line.contains("take these")).collect();
+    let [sent, received] = lines[..] else { panic!("{}", outcome.err) };
+    for line in [sent, received] {
+        assert!(line.contains("(unnamed)") && line.contains("device:/dev/null, "), "{line}");
+        assert!(line.contains(" pipe) \"take these\""), "{line}");
+    }
+    assert_eq!(outcome.err.matches("1 byte (MSG_OOB) \"!\"").count(), 2, "{}", outcome.err);
+}
+
 #[test]
 fn daemons_are_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();

@@ -28,6 +28,8 @@ pub struct Message {
     pub total: u64,
     /// Why `bytes` are not all that were captured, if they should be.
     pub missing: Option<&'static str>,
+    /// What there is to it beside its bytes: descriptors that it carries, flags.
+    pub details: String,
 }
 
 type Key = (String, Option<Direction>, Option<u32>, Option<u32>);
@@ -96,7 +98,32 @@ fn message(event: &Event<'_>, bytes: &[u8], missing: Option<&'static str>) -> Me
         size,
         total: event.total.unwrap_or(size).max(size),
         missing,
+        details: details(event),
     }
+}
+
+fn details(event: &Event<'_>) -> String {
+    let mut all: Vec<String> = event.flags.iter().map(|flags| flags.to_string()).collect();
+    if event.truncated.as_deref() == Some("yes") {
+        all.push("truncated".into());
+    }
+    if let Some(bytes) = event.uncaptured {
+        all.push(format!("{bytes} bytes not captured"));
+    }
+    if let Some(fds) = &event.fds {
+        let fds = fds.iter().map(|fd| format!("{} {}", fd.fd, &*fd.what).trim_end().to_owned());
+        all.push(format!("fds {}", fds.collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(sender) = &event.credentials {
+        all.push(format!("from pid {}, uid {}, gid {}", sender.pid, sender.uid, sender.gid));
+    }
+    if let Some(pidfd) = event.pidfd {
+        all.push(format!("pidfd {pidfd}"));
+    }
+    if let Some(context) = &event.security {
+        all.push(format!("security {}", &**context));
+    }
+    all.join("; ")
 }
 
 #[cfg(test)]

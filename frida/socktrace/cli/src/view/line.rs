@@ -96,12 +96,15 @@ pub fn message(
         Some(Direction::In) => line.coloured(IN, arrows[1]),
         None => {}
     }
-    line.coloured(PATH, if message.path.is_empty() { "(no path)" } else { &message.path });
+    line.coloured(PATH, shown_path(&message.path));
     let peer = peer_of(connection, processes, connections);
     line.coloured(NAME, &peer);
     line.plain(&size(message));
     if let Some(missing) = message.missing {
         line.coloured(BAD, &format!("({missing})"));
+    }
+    if !message.details.is_empty() {
+        line.coloured(DIM, &format!("({})", message.details));
     }
     let summary = summary_of(message, connection);
     if let Some(summary) = &summary {
@@ -117,6 +120,11 @@ pub fn message(
     }
     line.finish(to);
     below(style, message, to);
+}
+
+/// A socket's path; without one it is what unix(7) calls it, as both ends of a socketpair(2) are.
+fn shown_path(path: &str) -> &str {
+    if path.is_empty() { table::UNNAMED } else { path }
 }
 
 fn size(message: &Message) -> String {
@@ -213,7 +221,7 @@ pub fn event(
                 _ => "listen",
             };
             line.plain(word);
-            line.coloured(PATH, if path.is_empty() { "(no path)" } else { &path });
+            line.coloured(PATH, shown_path(&path));
             if event.kind == EventType::Open {
                 let peer = peer_of(connection, processes, connections);
                 line.coloured(NAME, &peer);

@@ -5,6 +5,9 @@ const MAX_ROWS: usize = 50;
 /// Characters of a path that are shown: the end tells more than the beginning.
 const MAX_PATH: usize = 48;
 
+/// A socket without a path.
+pub const UNNAMED: &str = "(unnamed)";
+
 /// A line of it.
 #[derive(Debug)]
 pub struct Row {
@@ -65,7 +68,7 @@ pub fn lines(mut rows: Vec<Row>, ellipsis: &str) -> Vec<String> {
 fn shorten(path: &str, ellipsis: &str) -> String {
     let len = path.chars().count();
     match path {
-        "" => "(no path)".into(),
+        "" => UNNAMED.into(),
         _ if len <= MAX_PATH => path.into(),
         _ => format!("{ellipsis}{}", path.chars().skip(len - MAX_PATH).collect::<String>()),
     }
@@ -93,7 +96,7 @@ mod tests {
         let lines = lines(vec![row("/tmp/x", 1), row("", 1000)], "…");
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[1], "/tmp/x     a[1]     b[2]     1 message, 1 B         -   1.234 s");
-        assert!(lines[2].starts_with("(no path)  a[1]"));
+        assert!(lines[2].starts_with("(unnamed)  a[1]"));
     }
 
     #[test]
