@@ -1,7 +1,7 @@
 //! How many instructions a captured call takes beside the call itself: a regression shows without a clock.
 //!
 //! callgrind writes a file each time the workload begins another block of exchanges. The least of these counts is nearly
-//! the same on every run: now and then a call does more, because a millisecond has passed since something was looked at.
+//! the same on every run: now and then a call does more, because some milliseconds have passed since something was looked at.
 
 use std::io::Write as _;
 use std::path::Path;

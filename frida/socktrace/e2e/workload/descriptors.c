@@ -173,7 +173,7 @@ void case_closed_behind_libc(void) {
 
 /* A copy's number becomes a pipe behind libc's back, while the connection it was a copy of is in use. */
 void case_copy_closed_behind_libc(void) {
-    enum { LONG_NS = 5000000 }; /* several times as long as a descriptor may go without being looked at */
+    enum { LONG_NS = 50000000 }; /* several times as long as a descriptor may go without being looked at */
     struct ends ends = connect_ends("behind.copy", SOCK_STREAM);
     struct conn copy = by_descriptor(&ends.client, MUST(dup(ends.client.fd)));
     exchange(&copy, &ends.server, 36);

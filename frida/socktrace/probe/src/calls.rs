@@ -36,6 +36,9 @@ fn install(fd: i32, slot: Slot) {
 /// A descriptor led to `slot` and does no more; the connection's end is reported with its last one.
 pub(crate) fn ended(slot: Slot, fd: i32, how: &str) {
     let Some(connection) = slot.connection() else { return };
+    if how == VANISHED {
+        transport::distrust();
+    }
     if connection.remove_descriptor() && connection.kind() == Kind::Open {
         report_close(connection, fd, how);
     }
@@ -51,7 +54,7 @@ fn report_close(connection: &Connection, fd: i32, how: &str) {
     let event = Event {
         fd,
         conn: [connection.description().id.as_bytes(), b"|", how.as_bytes()],
-        values: if how == VANISHED && transport::check_interval_ns() != 0 { &doubt } else { &[] },
+        values: if how == VANISHED && transport::may_mistake() { &doubt } else { &[] },
         ..Event::new(FrameType::Close, now_ns())
     };
     emit(&event, &[]);

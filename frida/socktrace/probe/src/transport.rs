@@ -10,6 +10,8 @@ mod socket;
 mod stall;
 mod unfinished;
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use crate::params::{self, Complaint, Transport};
 
 pub(crate) use shared::{Writing, note_loss, ring, told_losses};
@@ -81,11 +83,26 @@ pub(crate) fn send(link: &Link, frame: &[&[u8]], from: Writing, now_ns: u64) -> 
 /// How often a descriptor is looked at whether it still leads to what it did, in nanoseconds; 0: at every call.
 ///
 /// A call that goes into the ring makes no system call, and this would be one. What libc closes and opens is seen
-/// without it; numbers closed and reused by system calls of the program's own may be mistaken for as long.
+/// without it; numbers closed and reused by system calls of the program's own may be mistaken for as long, until that has
+/// been noticed once.
 #[inline]
 pub(crate) fn check_interval_ns() -> u64 {
-    const SHM: u64 = 1_000_000;
-    if params::get().transport == Transport::Shm { SHM } else { 0 }
+    const SHM: u64 = 10_000_000;
+    if may_mistake() && !IS_DISTRUSTED.load(Ordering::Relaxed) { SHM } else { 0 }
+}
+
+/// Whether the program has closed a descriptor in a way that is not hooked.
+static IS_DISTRUSTED: AtomicBool = AtomicBool::new(false);
+
+/// It has: from here on each call is looked at.
+pub(crate) fn distrust() {
+    IS_DISTRUSTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether not every call's descriptor is, or was, looked at.
+#[inline]
+pub(crate) fn may_mistake() -> bool {
+    params::get().transport == Transport::Shm
 }
 
 /// Whether a descriptor is ours and not the program's, for which it is closed.
