@@ -10,7 +10,7 @@ use std::{fs, io};
 
 /// Instructions in the traced process for one captured call of 64 bytes, without those of clock_gettime(2), for which
 /// valgrind has no vDSO.
-const RECORDED: u64 = 779;
+const RECORDED: u64 = 737;
 /// What may be added to that.
 const TOLERATED_PERCENT: u64 = 15;
 /// How many blocks of exchanges are counted.
