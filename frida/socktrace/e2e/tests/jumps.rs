@@ -11,6 +11,14 @@ enum Engine {
 
 /// A handler that jumps out in the middle of an event costs that event, and nobody waits for it.
 fn jumped_out(engine: Engine, sock_type: SockType) {
+    /// Few of a run's jumps are in the middle of an event, and perhaps none.
+    const RUNS: usize = 20;
+    let any = (0..RUNS).any(|_| run(engine, sock_type));
+    assert!(any, "no jump was in the middle of an event");
+}
+
+/// Whether there was an event that was jumped out of, if there can be one.
+fn run(engine: Engine, sock_type: SockType) -> bool {
     let stage = Stage::new();
     let server = Server::start(&stage, sock_type);
     let mut parameters = stage.parameters(json!({ "out_sock_type": sock_type.name() }));
@@ -32,8 +40,6 @@ fn jumped_out(engine: Engine, sock_type: SockType) {
     if sock_type == SockType::Shm {
         let jumped = "a signal handler jumped out of a call while the event was written";
         assert!(reasons.iter().all(|reason| *reason == jumped), "{reasons:?}");
-        // Or nothing was tested.
-        assert!(!reasons.is_empty());
     } else {
         assert!(reasons.is_empty(), "{reasons:?}");
     }
@@ -52,6 +58,7 @@ fn jumped_out(engine: Engine, sock_type: SockType) {
             assert!(connection.bytes(direction) == truth, "{id} {direction:?}");
         }
     }
+    sock_type != SockType::Shm || !reasons.is_empty()
 }
 
 macro_rules! tests {

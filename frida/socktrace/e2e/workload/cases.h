@@ -10,7 +10,7 @@
     X(close_all) X(close_all_by_range) X(descriptors_full) \
     X(blocked_accept) X(blocked_read) X(blocked_recv) X(blocked_readv) X(blocked_recvmsg) X(blocked_write) \
     X(blocked_sendmsg) \
-    X(threads) X(copies_at_once) X(cancelled) X(signals) X(jumped_out) \
+    X(threads) X(copies_at_once) X(unmapped) X(cancelled) X(signals) X(jumped_out) \
     X(forked) X(forked_among_threads) X(executed) X(activated) X(vforked) X(killed) X(killed_at_any_time) X(lingering) \
     X(filtered) X(many_connections) X(steps)
 

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -236,4 +237,41 @@ void case_jumped_out(void) {
     close_ends(&after);
     MUST(close(fds[0]));
     MUST(close(fds[1]));
+}
+
+/* Whoever receives a message frees the memory that it was sent from, as soon as it is there: the sender's call may have
+ * returned to the tracer, and not yet to the program. */
+enum { MAPPED_LEN = 65536, MAPPED_MESSAGES = 400 };
+
+static _Atomic(char *) sent_from;
+
+static void *receive_and_unmap(void *end) {
+    char *got = malloc(MAPPED_LEN);
+    for (int i = 0; i < MAPPED_MESSAGES; i++) {
+        CHECK(recv_on(end, got, MAPPED_LEN, MSG_WAITALL) == MAPPED_LEN);
+        MUST(munmap(atomic_load(&sent_from), MAPPED_LEN));
+        atomic_store(&sent_from, NULL);
+    }
+    free(got);
+    return NULL;
+}
+
+void case_unmapped(void) {
+    struct ends ends = connect_ends("unmapped", SOCK_STREAM);
+    char *bytes = malloc(MAPPED_LEN);
+    pthread_t receiver;
+    MUST(-pthread_create(&receiver, NULL, receive_and_unmap, &ends.server));
+    for (int i = 0; i < MAPPED_MESSAGES; i++) {
+        char *mapped = mmap(NULL, MAPPED_LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        fill(bytes, MAPPED_LEN);
+        memcpy(mapped, bytes, MAPPED_LEN);
+        atomic_store(&sent_from, mapped);
+        ssize_t sent = send(ends.client.fd, mapped, MAPPED_LEN, 0);
+        CHECK(sent == MAPPED_LEN);
+        truth_moved(&ends.client, "out", "send", bytes, sent);
+        while (atomic_load(&sent_from)) sched_yield();
+    }
+    MUST(-pthread_join(receiver, NULL));
+    free(bytes);
+    close_ends(&ends);
 }

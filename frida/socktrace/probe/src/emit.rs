@@ -65,6 +65,7 @@ pub(crate) enum Cause {
     Unattributed = 2,
     Full = 3,
     Left = 4,
+    Unmapped = 5,
 }
 
 impl Cause {
@@ -73,6 +74,7 @@ impl Cause {
             0 => b"the server was not there",
             1 => b"the server did not read",
             3 => b"the ring was full",
+            5 => b"the program unmapped the bytes when the call had just returned",
             4 => b"a signal handler jumped out of a call while the event was written",
             _ => b"the descriptor was closed and reused during the call",
         }
@@ -85,6 +87,7 @@ impl From<Undelivered> for Cause {
             Undelivered::Absent => Self::Absent,
             Undelivered::Stalled => Self::Stalled,
             Undelivered::Full => Self::Full,
+            Undelivered::Unmapped => Self::Unmapped,
         }
     }
 }

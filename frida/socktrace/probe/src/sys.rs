@@ -4,6 +4,7 @@ use core::arch::asm;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::io::Errno;
 
 use crate::process;
 
@@ -133,18 +134,45 @@ pub(crate) fn is_hung_up(fd: i32) -> bool {
     poll(&mut ready, Some(&at_once)).is_err() || ready[0].revents().intersects(hung_up)
 }
 
-/// The number at an address of the program's, which may lead nowhere (process_vm_readv(2)).
+/// The number at an address of the program's, which may lead nowhere.
 pub(crate) fn read_u32(at: *const u32) -> Option<u32> {
     if at.is_null() || process::is_confined() {
         return None;
     }
     let mut value = 0_u32;
-    let local = [&raw mut value as usize, size_of::<u32>()];
-    let remote = [at as usize, size_of::<u32>()];
+    // SAFETY: room for a number.
+    let read = unsafe { read_own_memory(at.cast(), (&raw mut value).cast(), size_of::<u32>()) };
+    (read == Ok(size_of::<u32>())).then_some(value)
+}
+
+/// Copies bytes of the program's that another thread of it may unmap meanwhile; whether they were there. Where
+/// the question may not be asked they are taken to be.
+///
+/// # Safety
+///
+/// There is room for them at `to`.
+pub(crate) unsafe fn copy_if_there(from: *const u8, to: *mut u8, len: usize) -> bool {
+    let mut done = 0;
+    while done < len && !process::is_confined() {
+        // SAFETY: the caller's promise.
+        match unsafe { read_own_memory(from.wrapping_add(done), to.add(done), len - done) } {
+            Ok(read @ 1..) => done += read,
+            Ok(0) | Err(Errno::FAULT) => return false,
+            Err(_) => break,
+        }
+    }
+    // SAFETY: the caller's promise, and the kernel has just read or written these bytes for the program.
+    unsafe { to.add(done).copy_from_nonoverlapping(from.add(done), len - done) };
+    true
+}
+
+/// `process_vm_readv(2)` of this process; how many bytes were read.
+unsafe fn read_own_memory(from: *const u8, to: *mut u8, len: usize) -> Result<usize, Errno> {
+    let (local, remote) = ([to as usize, len], [from as usize, len]);
     let args = [raw_pid() as usize, &raw const local as usize, 1, &raw const remote as usize, 1, 0];
-    // SAFETY: both are one `struct iovec`, and the local one leads to room for a number.
-    let read = unsafe { syscall(number::PROCESS_VM_READV, args) };
-    (read == size_of::<u32>()).then_some(value)
+    // SAFETY: both are one `struct iovec`, and the local one leads to room for so much.
+    let read = unsafe { syscall(number::PROCESS_VM_READV, args) }.cast_signed();
+    usize::try_from(read).map_err(|_| Errno::from_raw_os_error(-(read as i32)))
 }
 
 /// `exit_group(2)`.

@@ -14,8 +14,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::params::{self, Complaint, Transport};
 
-pub(crate) use shared::{Writing, note_loss, ring, told_losses};
-pub(crate) use socket::{MAX_CHUNK, chunk, session};
+pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
+pub(crate) use socket::{chunk, session};
 
 /// Why a frame was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) enum Undelivered {
     Stalled,
     /// There is no room in the ring.
     Full,
+    /// The program unmapped the bytes before they were copied.
+    Unmapped,
 }
 
 pub(crate) fn init() -> Result<(), Complaint> {

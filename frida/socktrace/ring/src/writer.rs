@@ -120,6 +120,21 @@ impl Record {
         unsafe { to.cast::<[u8; N]>().write_unaligned(bytes) };
     }
 
+    /// Appends a number of bytes that `write` puts where it is told to. If it says that it could not, the frame is not
+    /// complete, and is left out.
+    ///
+    /// # Panics
+    ///
+    /// As [`Record::push`] does.
+    pub fn push_by(&mut self, len: usize, write: impl FnOnce(*mut u8) -> bool) -> bool {
+        let to = self.room(len);
+        let written = write(to);
+        if !written {
+            self.written = 0;
+        }
+        written
+    }
+
     /// Where the next bytes go, so many.
     #[inline(always)]
     fn room(&mut self, len: usize) -> *mut u8 {

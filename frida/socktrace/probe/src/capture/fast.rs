@@ -27,7 +27,7 @@ impl Call {
         let (Some(ring), Some(connection)) = (transport::ring(), handle.get()) else { return false };
         let description = connection.description();
         let is_plain = description.kind == Kind::Open && description.wanted && description.socket_type == SOCK_STREAM;
-        let is_whole = total != 0 && total <= params::get().max_bytes.min(transport::MAX_CHUNK as u64);
+        let is_whole = total != 0 && total <= params::get().max_bytes.min(transport::MAPPED_LEN as u64 - 1);
         if !is_plain || !is_whole || !connection.is_announced_in(transport::session()) || has_losses() {
             return false;
         }

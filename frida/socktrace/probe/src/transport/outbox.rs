@@ -7,6 +7,7 @@ use rustix::fd::BorrowedFd;
 use super::socket::{FRAME_OVERHEAD, Failure, MAX_CHUNK, OWN, failure, send_once};
 use super::{Undelivered, lock, stall};
 use crate::params::{self, Complaint};
+use crate::sys::copy_if_there;
 
 /// Room for the longest frame.
 const LEN: usize = MAX_CHUNK + 2 * FRAME_OVERHEAD;
@@ -40,7 +41,11 @@ pub(super) fn send(fd: BorrowedFd<'_>, frame: &[&[u8]]) -> Result<(), Undelivere
         }
     };
     if sent < total {
-        keep_rest(frame, sent);
+        if !keep_rest(frame, sent) {
+            // The server has the beginning of a frame that has no end: it hears of that by the stream's.
+            OWN.close();
+            return Err(Undelivered::Unmapped);
+        }
         // A stall here loses nothing: the rest is kept.
         let _ = finish_begun(fd);
     }
@@ -51,6 +56,7 @@ fn again(fd: BorrowedFd<'_>, failure: Failure) -> Result<(), Undelivered> {
     match failure {
         Failure::Again => Ok(()),
         Failure::Full => stall::wait_for_room(fd),
+        Failure::Unmapped => Err(Undelivered::Unmapped),
         Failure::Gone => {
             clear();
             OWN.close();
@@ -78,7 +84,8 @@ fn finish_begun(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
     }
 }
 
-fn keep_rest(frame: &[&[u8]], sent: usize) {
+/// Whether it could be kept.
+fn keep_rest(frame: &[&[u8]], sent: usize) -> bool {
     let (mut skip, mut kept) = (sent, 0);
     for part in frame {
         let rest = &part[skip.min(part.len())..];
@@ -86,9 +93,12 @@ fn keep_rest(frame: &[&[u8]], sent: usize) {
         // Frames fit by construction; the bound keeps a mistake there from becoming one here.
         let len = rest.len().min(LEN - kept);
         // SAFETY: within the mapping, which nothing else refers to while this thread has the turn.
-        unsafe { BYTES.load(Ordering::Acquire).add(kept).copy_from_nonoverlapping(rest.as_ptr(), len) };
+        if !unsafe { copy_if_there(rest.as_ptr(), BYTES.load(Ordering::Acquire).add(kept), len) } {
+            return false;
+        }
         kept += len;
     }
     FROM.store(0, Ordering::Relaxed);
     LEFT.store(kept, Ordering::Relaxed);
+    true
 }

@@ -21,6 +21,7 @@ use super::{Undelivered, socket};
 use crate::clock::{monotonic_ns, now_ns};
 use crate::params::{self, Complaint, OnFull};
 use crate::process;
+use crate::sys::copy_if_there;
 
 /// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long, and it is
 /// one system call in as much time.
@@ -30,6 +31,10 @@ const LOOK_NS: u64 = 100_000_000;
 const WAIT_NS: u64 = 10_000_000;
 /// How long a server that has no room for another agent is waited for at the end, whatever the parameters say.
 const BUSY_NS: u64 = 100_000_000;
+/// From so many bytes on, a payload may lie in memory of its own, which whoever received it in the same process may have
+/// unmapped already: allocators map large buffers and unmap them when they are freed. A system call for the copy then costs
+/// little beside it.
+pub(crate) const MAPPED_LEN: usize = 32 << 10;
 /// Bytes of the longest frame that is sent by the socket instead.
 const MAX_NOTE_LEN: usize = 128;
 
@@ -190,11 +195,9 @@ impl Ring {
     pub(super) fn put(self, frame: &[&[u8]], from: Writing) -> Result<(), Undelivered> {
         let len = frame.iter().map(|part| part.len()).sum();
         let mut record = self.reserve(len, from)?;
-        for part in frame {
-            record.push(part);
-        }
+        let is_whole = frame.iter().all(|part| record.push_if_there(part));
         record.commit();
-        Ok(())
+        if is_whole { Ok(()) } else { Err(Undelivered::Unmapped) }
     }
 }
 
@@ -209,6 +212,17 @@ impl Begun {
     #[inline(always)]
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.record.push(bytes);
+    }
+
+    /// The same of bytes that may not be there any more, if they are so many that the program may have mapped them for
+    /// this one call. If they are not, the frame is left out.
+    fn push_if_there(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len() < MAPPED_LEN {
+            self.record.push(bytes);
+            return true;
+        }
+        // SAFETY: `push_by` has room for so many.
+        self.record.push_by(bytes.len(), |to| unsafe { copy_if_there(bytes.as_ptr(), to, bytes.len()) })
     }
 
     /// The same of a number of bytes that the compiler knows.

@@ -135,6 +135,8 @@ pub(super) fn send(socket: &Socket, frame: &[&[u8]], now_ns: u64) -> Result<(), 
 pub(super) enum Failure {
     Again,
     Full,
+    /// Not the server's doing.
+    Unmapped,
     Gone,
 }
 
@@ -142,6 +144,7 @@ pub(super) fn failure(errno: Errno) -> Failure {
     match errno {
         Errno::INTR => Failure::Again,
         Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => Failure::Full,
+        Errno::FAULT => Failure::Unmapped,
         _ => Failure::Gone,
     }
 }
@@ -173,6 +176,7 @@ fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(),
         match failure(errno) {
             Failure::Again => {}
             Failure::Full => stall::wait_for_room(fd)?,
+            Failure::Unmapped => return Err(Undelivered::Unmapped),
             Failure::Gone => {
                 // A server that was started anew is at the same path: worth one look at once.
                 OWN.close();
