@@ -150,7 +150,8 @@ fn send<const N: usize>(
         parts[len] = *part;
         len += 1;
     }
-    transport::send(link, &parts[..len], Writing { tid: who.tid, call: event.call }, event.ts_ns)
+    let from = Writing { tid: who.tid, call: event.call, may_be_gone: event.direction == Direction::Out };
+    transport::send(link, &parts[..len], from, event.ts_ns)
 }
 
 /// Whether there is something to tell before the next event.

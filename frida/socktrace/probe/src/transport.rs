@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::params::{self, Complaint, Transport};
 
 pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
-pub(crate) use socket::{chunk, session};
+pub(crate) use socket::{MAX_CHUNK, chunk, session};
 
 /// Why a frame was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

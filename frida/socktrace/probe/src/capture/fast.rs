@@ -27,7 +27,9 @@ impl Call {
         let (Some(ring), Some(connection)) = (transport::ring(), handle.get()) else { return false };
         let description = connection.description();
         let is_plain = description.kind == Kind::Open && description.wanted && description.socket_type == SOCK_STREAM;
-        let is_whole = total != 0 && total <= params::get().max_bytes.min(transport::MAPPED_LEN as u64 - 1);
+        // What was sent may be unmapped by now, if it is large.
+        let most = if direction == Direction::Out { transport::MAPPED_LEN - 1 } else { transport::MAX_CHUNK };
+        let is_whole = total != 0 && total <= params::get().max_bytes.min(most as u64);
         if !is_plain || !is_whole || !connection.is_announced_in(transport::session()) || has_losses() {
             return false;
         }
@@ -66,7 +68,7 @@ impl Call {
             payload_len: payload.len() as u32,
         };
         let len = HEADER_LEN + path.len() + id.len() + payload.len() + usize::from(header.ext_len);
-        match ring.begin(len, Writing { tid: who.tid, call: self.on_stack() }, now) {
+        match ring.begin(len, Writing { tid: who.tid, call: self.on_stack(), may_be_gone: false }, now) {
             Ok(mut record) => {
                 record.push_array(header.to_bytes());
                 record.push(path);

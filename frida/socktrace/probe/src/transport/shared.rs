@@ -152,6 +152,8 @@ pub(crate) struct Writing {
     pub(crate) tid: u32,
     /// Where its call is on the stack.
     pub(crate) call: usize,
+    /// Whether the payload may have been unmapped since the call was made.
+    pub(crate) may_be_gone: bool,
 }
 
 /// The ring, while frames go there.
@@ -173,7 +175,7 @@ impl Ring {
     }
 
     #[inline(always)]
-    fn reserve(self, len: usize, Writing { tid, call }: Writing) -> Result<Begun, Undelivered> {
+    fn reserve(self, len: usize, Writing { tid, call, .. }: Writing) -> Result<Begun, Undelivered> {
         let unfinished = Unfinished::new(self.0, tid, call);
         match self.0.reserve_noting(len, tid, |position| unfinished.at(position)) {
             Ok(record) => {
@@ -195,7 +197,7 @@ impl Ring {
     pub(super) fn put(self, frame: &[&[u8]], from: Writing) -> Result<(), Undelivered> {
         let len = frame.iter().map(|part| part.len()).sum();
         let mut record = self.reserve(len, from)?;
-        let is_whole = frame.iter().all(|part| record.push_if_there(part));
+        let is_whole = frame.iter().all(|part| record.push_if_there(part, from.may_be_gone));
         record.commit();
         if is_whole { Ok(()) } else { Err(Undelivered::Unmapped) }
     }
@@ -216,8 +218,8 @@ impl Begun {
 
     /// The same of bytes that may not be there any more, if they are so many that the program may have mapped them for
     /// this one call. If they are not, the frame is left out.
-    fn push_if_there(&mut self, bytes: &[u8]) -> bool {
-        if bytes.len() < MAPPED_LEN {
+    fn push_if_there(&mut self, bytes: &[u8], may_be_gone: bool) -> bool {
+        if !may_be_gone || bytes.len() < MAPPED_LEN {
             self.record.push(bytes);
             return true;
         }
