@@ -98,6 +98,8 @@ pub(crate) struct Lost {
 static OWN: AtomicPtr<Own> = AtomicPtr::new(core::ptr::null_mut());
 /// Pid (high half) and last event number of the vforked child that reported last.
 static GUEST: AtomicU64 = AtomicU64::new(0);
+/// Its last event's time.
+static GUEST_NS: AtomicU64 = AtomicU64::new(0);
 /// Whether the program has put itself under a seccomp filter (seccomp(2)) since the probe was loaded. One that it was
 /// under before is another matter: what the probe does on a traced call it has done while it was loaded, and lived.
 static CONFINED: AtomicBool = AtomicBool::new(false);
@@ -228,7 +230,11 @@ pub(crate) fn number(who: &Who, ts_ns: u64) -> (u64, u64) {
     let pid = u64::from(who.pid) << 32;
     let next = |last: u64| Some(if last >> 32 == u64::from(who.pid) { last + 1 } else { pid | 1 });
     let last = GUEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(pid);
-    (next(last).unwrap_or(pid) & u64::from(u32::MAX), ts_ns)
+    let seq = next(last).unwrap_or(pid) & u64::from(u32::MAX);
+    if seq == 1 {
+        GUEST_NS.store(ts_ns, Ordering::Relaxed);
+    }
+    (seq, ts_ns.max(GUEST_NS.fetch_max(ts_ns, Ordering::Relaxed)))
 }
 
 /// Whether system calls that the program does not make itself are to be avoided.

@@ -1,5 +1,6 @@
 //! Sockets that the probe has not seen being made: what the kernel says of them.
 
+use core::fmt::Write as _;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,8 +13,11 @@ use crate::address::Address;
 use crate::clock::now_ns;
 use crate::connection::{self, Kind, New};
 use crate::descriptors::{self, Slot};
-use crate::name::SocketPath;
+use crate::name::{SocketPath, Text};
 use crate::{announce, calls, params, process, transport};
+
+/// Bytes of `/proc/PID/fd/N`.
+const MAX_FD_PATH_LEN: usize = 32;
 
 /// How a socket became known, by which of its ends has a path: own, peer, none.
 struct How([&'static str; 3]);
@@ -98,11 +102,11 @@ pub(crate) fn discover(fd: i32) -> Slot {
     if matches!(before, Slot::Other | Slot::Foreign | Slot::Traced(_)) || process::is_confined() {
         return before;
     }
-    if !process::owns_descriptors() {
-        return Slot::Other;
-    }
     // SAFETY: not -1; a closed one only makes the questions below fail.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    if !process::owns_descriptors() && !is_owners(socket) {
+        return Slot::Other;
+    }
     match socket_domain(socket) {
         Ok(AddressFamily::UNIX) => {}
         // Not open: whatever takes the number next is a new thing.
@@ -136,6 +140,15 @@ pub(crate) fn discover(fd: i32) -> Slot {
         }
     }
     slot
+}
+
+/// Whether a vforked child's descriptor is, under this number, one of the process's that the table is of. So it is unless
+/// the child has changed its own.
+fn is_owners(fd: BorrowedFd<'_>) -> bool {
+    let mut path = Text::<MAX_FD_PATH_LEN>::new();
+    let _ = write!(path, "/proc/{}/fd/{}", process::own_pid(), fd.as_raw_fd());
+    let (Some(path), Ok(own)) = (path.as_c_str(), rustix::fs::fstat(fd)) else { return false };
+    descriptors::len() > 0 && rustix::fs::stat(path).is_ok_and(|owners| owners.st_ino == own.st_ino)
 }
 
 /// Makes a descriptor of a socket that another descriptor here leads to lead to its record, as dup(2) would: it came in a
