@@ -47,7 +47,11 @@ pub fn bad_memory(actor: &mut Actor) {
     let Some(at) = actor.pick(|_| true) else { return };
     let fd = actor.pick_fd(at);
     let nowhere = std::ptr::without_provenance_mut::<u8>(NOWHERE);
-    let which = actor.rng.below(9);
+    let which = match actor.rng.below(9) {
+        // A message without bytes needs no memory: it would be received.
+        1 if actor.sockets[at].kind != libc::SOCK_STREAM => 3,
+        which => which,
+    };
     // SAFETY: the kernel answers with EFAULT.
     let outcome = outcome(|| unsafe {
         match which {
