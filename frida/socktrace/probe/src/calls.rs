@@ -355,8 +355,16 @@ fn drop_other(fd: i32, slot: Slot) -> Slot {
 
 /// A call that would have closed a descriptor failed, and left it as it was.
 pub(crate) fn restore(slot: Slot, fd: i32) {
-    if slot != Slot::Unknown && !descriptors::replace_if(fd, Slot::Unknown, slot) {
-        ended(slot, fd, VANISHED);
+    if slot == Slot::Unknown {
+        return;
+    }
+    if !descriptors::replace_if(fd, Slot::Unknown, slot) {
+        return ended(slot, fd, VANISHED);
+    }
+    // Another thread may have closed it meanwhile, whose close found nothing in the table.
+    let is_gone = slot.connection().is_some_and(|connection| inode(fd) != connection.description().inode);
+    if is_gone && !process::is_confined() && descriptors::replace_if(fd, slot, Slot::Unknown) {
+        ended(slot, fd, "close");
     }
 }
 
