@@ -79,7 +79,6 @@ pub unsafe extern "C" fn socktrace_hook(dlsym: Dlsym, libc: *mut c_void) -> *con
         unsafe { dlsym(libc, name.as_ptr()) }
     };
     clock::init(find);
-    transport::is_with_frida();
     let is_musl = find(c"gnu_get_libc_version").is_null();
     for hook in hooks::all() {
         // Functions of musl that are calls of another hooked one: hooked too, they would be recorded twice.

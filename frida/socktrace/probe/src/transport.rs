@@ -10,7 +10,7 @@ mod socket;
 mod stall;
 mod unfinished;
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::params::{self, Complaint, Transport};
 
@@ -89,18 +89,8 @@ pub(crate) fn send(link: &Link, frame: &[&[u8]], from: Writing, now_ns: u64) -> 
 /// been noticed once.
 #[inline]
 pub(crate) fn check_interval_ns() -> u64 {
-    if may_mistake() && !IS_DISTRUSTED.load(Ordering::Relaxed) { INTERVAL_NS.load(Ordering::Relaxed) } else { 0 }
-}
-
-/// The interval in a program whose threads are all its own, and in one that Frida is in, which opens and closes
-/// descriptors in its own ways.
-const ALONE_NS: u64 = 10_000_000;
-const WITH_FRIDA_NS: u64 = 1_000_000;
-static INTERVAL_NS: AtomicU64 = AtomicU64::new(ALONE_NS);
-
-/// Frida is in this program.
-pub(crate) fn is_with_frida() {
-    INTERVAL_NS.store(WITH_FRIDA_NS, Ordering::Relaxed);
+    const SHM: u64 = 1_000_000;
+    if may_mistake() && !IS_DISTRUSTED.load(Ordering::Relaxed) { SHM } else { 0 }
 }
 
 /// Whether the program has closed a descriptor in a way that is not hooked.
