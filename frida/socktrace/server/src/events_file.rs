@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, openat};
+use rustix::fs::{FlockOperation, OFlags, flock, fstat, ftruncate, openat};
 use rustix::io::{Errno, pread, retry_on_intr};
 
 use gttr::Frame;
 
 use crate::event::Event;
+use crate::folder::{FILE_MODE, check_file, explain_refusal};
 use crate::line;
 use crate::outage::Failure;
 
@@ -44,15 +45,8 @@ impl EventsFile {
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Not to wait for the other end of a FIFO, nor to get a terminal.
         let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = match openat(folder, NAME, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(file) => file,
-            Err(Errno::LOOP) => bail!("{path}: a symbolic link, which is not followed: remove it"),
-            Err(e) => bail!("{path}: cannot be opened: {e}"),
-        };
-        let stat = fstat(&file).with_context(|| format!("{path}: fstat(2)"))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            bail!("{path}: not a regular file: remove it or choose another output directory");
-        }
+        let file = openat(folder, NAME, flags, FILE_MODE).map_err(|e| anyhow!("{path}: {}", explain_refusal(e)))?;
+        let stat = check_file(&file).map_err(|e| anyhow!("{path}: {}", explain_refusal(e)))?;
         // Two servers would repair each other's last lines away. Where there are no locks, nobody can tell.
         if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
             bail!("{path}: another server is recording there: choose another output directory");

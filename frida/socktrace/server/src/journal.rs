@@ -9,11 +9,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rustix::fd::{BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, OFlags, openat, unlinkat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use sha2::{Digest, Sha256};
 
 use crate::event::Direction;
+use crate::folder::{FILE_MODE, check_file, explain_refusal};
 
 /// Name of the file in the output directory. It is there while a server records, and after one was killed.
 pub(crate) const NAME: &str = "events.journal";
@@ -76,7 +77,7 @@ impl Journal {
         let path = path.display();
         let file = match open(folder, OFlags::RDWR | OFlags::CREATE) {
             Ok(file) => file,
-            Err(e) => bail!("{path}: cannot be opened: {e}: remove it or choose another output directory"),
+            Err(e) => bail!("{path}: {}", explain_refusal(e)),
         };
         // Above the number of any record that is left in the file.
         let batch = head_of(&file).map_or(1, |head| head.batch.wrapping_add(1));
@@ -247,11 +248,9 @@ fn boot_id() -> [u8; BOOT_LEN] {
 fn open(folder: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
     // Not to be led elsewhere, to wait for the other end of a FIFO, nor to get a terminal.
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = openat(folder, NAME, flags, Mode::RUSR | Mode::WUSR)?;
-    match FileType::from_raw_mode(fstat(&file)?.st_mode) {
-        FileType::RegularFile => Ok(file),
-        _ => Err(Errno::NODEV),
-    }
+    let file = openat(folder, NAME, flags, FILE_MODE)?;
+    check_file(&file)?;
+    Ok(file)
 }
 
 fn write_at(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> Result<(), Errno> {

@@ -15,6 +15,7 @@ pub mod decode;
 mod descriptors;
 pub mod event;
 mod events_file;
+mod folder;
 pub mod join;
 mod journal;
 mod line;

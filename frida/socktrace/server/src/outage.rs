@@ -19,6 +19,7 @@ impl Failure {
         match self.0 {
             Errno::NOSPC | Errno::DQUOT => "disk full".into(),
             Errno::LOOP => "the payload file is a symbolic link".into(),
+            Errno::PERM => "the payload file belongs to another user, or others may write to it".into(),
             error => Text(error.to_string().into()),
         }
     }

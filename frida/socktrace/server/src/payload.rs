@@ -5,12 +5,13 @@ use std::num::NonZero;
 use gttr::Frame;
 use lru::LruCache;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, statat};
+use rustix::fs::{AtFlags, FileType, OFlags, openat, statat};
 use rustix::io::{Errno, retry_on_intr, writev};
 
 use crate::connections::{Connections, FileNumber};
 use crate::descriptors::payload_share;
 use crate::event::{Direction, Event, EventType};
+use crate::folder::{FILE_MODE, check_file};
 use crate::journal::Journal;
 use crate::notice::notice;
 use crate::outage::Failure;
@@ -245,16 +246,13 @@ impl Payloads {
         let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
         let name = self.connections.name(number);
         let file = loop {
-            match retry_on_intr(|| openat(&self.folder, &*name, flags, Mode::RUSR | Mode::WUSR)) {
+            match retry_on_intr(|| openat(&self.folder, &*name, flags, FILE_MODE)) {
                 // Agents have taken the descriptors: make do with fewer of our own.
                 Err(Errno::MFILE | Errno::NFILE) if self.open.pop_lru().is_some() => {}
                 result => break result?,
             }
         };
-        let stat = fstat(&file)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Errno::NODEV);
-        }
+        let stat = check_file(&file)?;
         Ok((file, u64::try_from(stat.st_size).unwrap_or(0)))
     }
 

@@ -3,20 +3,17 @@
 //! A disk that is full or fails does not end the recording. What is pending is kept while it fits in memory; what does
 //! not is counted, and the counts are written as `lost` events where the lost would have stood, once there is room.
 
-use std::fs::DirBuilder;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use gttr::{Frame, FrameType};
 use rustix::fd::AsFd;
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::event::{Event, EventType, Text};
 use crate::events_file::{EventsFile, NAME};
+use crate::folder;
 use crate::journal::{self, Journal};
 use crate::listen::Bound;
 use crate::notice::notice;
@@ -25,9 +22,6 @@ use crate::payload::Payloads;
 use crate::recover::{self, Recovered};
 use crate::sink::Sink;
 use crate::util::names_its_files;
-
-/// The output directory is its owner's only: payloads hold secrets.
-const FOLDER_MODE: u32 = 0o700;
 
 /// What of a recording is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,17 +89,11 @@ impl Recorder {
     ///
     /// # Errors
     ///
-    /// One line that names the path and what to do: not a directory, not permitted, another server records there.
+    /// One line that names the path and what to do: not a directory, not permitted, another user's or one that others may
+    /// write to, another server records there.
     pub fn open(folder: &Path, contents: Contents) -> Result<Self> {
         let shown = folder.display();
-        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
-                anyhow!("{shown}: not a directory: choose another path for the output")
-            }
-            _ => anyhow!("{shown}: cannot make the output directory: {e}"),
-        })?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let handle = openat(CWD, folder, flags, Mode::empty()).with_context(|| format!("{shown}: cannot be opened"))?;
+        let handle = folder::open_folder(folder)?;
         let (mut events, torn) = EventsFile::open(handle.as_fd(), folder)?;
         let mut acknowledged = events.len();
         let mut recovered = None;

@@ -17,6 +17,7 @@ use rustix::io::{Errno, pread, retry_on_intr};
 use serde::Deserialize;
 
 use crate::event::{Direction, Event, EventType, Text};
+use crate::folder::check_file;
 use crate::journal::State;
 
 /// How much is read at a time, in bytes.
@@ -256,7 +257,9 @@ fn settle(folder: BorrowedFd<'_>, accounts: Accounts, repair: &mut Repair) -> io
         let len = length(folder, &name)?;
         if len > expected {
             let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-            ftruncate(openat(folder, &*name, flags, Mode::empty())?, expected)?;
+            let file = openat(folder, &*name, flags, Mode::empty())?;
+            check_file(&file)?;
+            ftruncate(file, expected)?;
             repair.cut += 1;
         } else if len < expected {
             let text = |text: &str| Some(Text(Cow::Owned(text.to_owned())));
