@@ -214,8 +214,10 @@ fn what_was_preloaded_still_is() {
 fn signals_for_the_program_reach_it() {
     let script = "trap 'echo caught; exit 5' TERM HUP; echo ready; while :; do sleep 0.01; done";
     for signal in ["TERM", "HUP"] {
-        let mut command = Command::new(harness::SOCKTRACE);
-        command.args(["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::null());
+        // A shell cannot catch what was ignored when it began, and under nohup(1) SIGHUP is.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP,TERM", harness::SOCKTRACE, "run", "--", "sh", "-c", script]);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = Watched(command.spawn().unwrap());
         let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "ready");
