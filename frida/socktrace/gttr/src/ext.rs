@@ -128,6 +128,11 @@ extension_values! {
     Security = 31: text,
     /// The descriptor of the sending process that came with the message (SCM_PIDFD).
     PidFd = 32: u32,
+    /// The process's name, as ps(1) shows it (PR_GET_NAME, prctl(2)).
+    Comm = 40: text,
+    /// Which announcement told the server of this process before it wrote to a ring (docs/gttr.md, "Processes of other pid
+    /// namespaces").
+    Announcement = 41: u64,
 }
 
 /// A descriptor that was passed over a socket.

@@ -1,6 +1,6 @@
 //! The frame itself: header, path, conn, payload (docs/gttr.md, "The frame").
 
-use crate::ext::Extensions;
+use crate::ext::{Ext, Extensions};
 
 /// The first four bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"GTTR";
@@ -288,6 +288,10 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
     /// What version 1 has no field for.
     pub ext: Extensions<'a>,
+    /// Not part of the frame on the wire: the process id that the kernel gives the receiver for who sent it, where that is
+    /// not the one that the frame has, because the sender is in another pid namespace (pid_namespaces(7)). 0: the receiver
+    /// cannot know it.
+    pub host_pid: Option<u32>,
 }
 
 impl<'a> Frame<'a> {
@@ -302,7 +306,16 @@ impl<'a> Frame<'a> {
             conn: b"",
             payload: b"",
             ext: Extensions::EMPTY,
+            host_pid: None,
         }
+    }
+
+    /// The process id that the sender sees itself.
+    pub fn pid(&self) -> Option<u32> {
+        self.ext.iter().find_map(|value| match value {
+            Ext::Pid(pid) => Some(pid),
+            _ => None,
+        })
     }
 
     /// Which connection the frame speaks of, for the types that name one.
@@ -397,5 +410,6 @@ pub fn decode_datagram(bytes: &[u8]) -> Result<Frame<'_>, Error> {
         conn,
         payload,
         ext: Extensions::parse(ext).ok_or(Error::Extension)?,
+        host_pid: None,
     })
 }

@@ -16,7 +16,7 @@ mod reader;
 mod writer;
 
 pub use map::{Untrusted, create, map, unmap};
-pub use memory::{Memory, Words};
+pub use memory::{Memory, Words, numbers};
 pub use reader::{Reader, Step};
 pub use writer::{Full, Record, Writer};
 

@@ -49,6 +49,16 @@ fn exchange(at: &Pair, old: [u64; 2], new: [u64; 2]) -> [u64; 2] {
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("rings have been built for x86_64 only: src/ring/memory.rs has what another architecture needs");
 
+/// What the reader says of the writers' process ids ([`Words::numbers`]).
+pub mod numbers {
+    /// Nothing yet.
+    pub const UNKNOWN: u32 = 0;
+    /// They are the same numbers where it is.
+    pub const SAME: u32 = 1;
+    /// They are not (pid_namespaces(7)): each process that is forked announces itself.
+    pub const OTHER: u32 = 2;
+}
+
 /// The page of positions. Both sides map it writable, so what is read of it may be anything.
 #[repr(C)]
 #[derive(Debug)]
@@ -69,7 +79,9 @@ pub struct Words {
     pub waiting: AtomicU32,
     /// 1 when the reader has stopped as it was told to: nobody need wait for another.
     pub stopped: AtomicU32,
-    _to_192: [u32; 10],
+    /// Whether the writers' process ids are those that the reader sees: one of the values in [`numbers`].
+    pub numbers: AtomicU32,
+    _to_192: [u32; 9],
     /// Events that were not recorded and that no frame has told yet.
     pub lost_events: AtomicU64,
     /// Their bytes.
@@ -95,6 +107,7 @@ impl Words {
 const _: () = {
     assert!(core::mem::offset_of!(Words, tail) == 64);
     assert!(core::mem::offset_of!(Words, head) == 128);
+    assert!(core::mem::offset_of!(Words, numbers) == 152);
     assert!(core::mem::offset_of!(Words, lost_events) == 192);
     assert!(size_of::<Words>() <= PAGE_LEN);
 };

@@ -114,6 +114,11 @@ impl Reader {
         Step::Frame(frame_len)
     }
 
+    /// Puts the frame of this length back that was taken last, and not given back: it is next again.
+    pub fn put_back(&mut self, frame_len: usize) {
+        self.position = self.position.saturating_sub(record_len(frame_len) as u64).max(self.freed);
+    }
+
     /// Steps over the record that is next, whose thread is gone; whether there was one.
     pub fn step_over(&mut self) -> bool {
         let tail = &self.words().tail;

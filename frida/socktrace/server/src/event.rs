@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use gttr::{Ext, Frame, FrameType};
 use serde::{Deserialize, Serialize};
 
+use crate::process::ProcessId;
 use crate::util::safe_filename;
 
 /// What an event reports; the first field of its line.
@@ -171,6 +172,8 @@ event! {
     raw: Text<'a>,
     /// Process id, as the process itself sees it.
     pid: u32,
+    /// Process id, as the collector sees it, where that is another number; 0: the collector cannot see the process.
+    host_pid: u32,
     /// Thread id, as the process itself sees it.
     tid: u32,
     /// Number of the event within its process, from 1 without gaps.
@@ -209,6 +212,8 @@ event! {
     ppid: u32,
     /// Path of the process's executable.
     exe: Text<'a>,
+    /// The process's name in the kernel, as ps(1) shows it.
+    comm: Text<'a>,
     /// Inode number of the socket.
     inode: u64,
     /// `stream`, `dgram` or `seqpacket`; any other type is its number.
@@ -285,7 +290,8 @@ impl<'a> Event<'a> {
                 };
             }
         };
-        let mut event = Self { kind, ts_ms: frame.ts_ms, fd: Some(frame.fd), ..Self::default() };
+        let (fd, host_pid) = (Some(frame.fd), frame.host_pid);
+        let mut event = Self { kind, ts_ms: frame.ts_ms, fd, host_pid, ..Self::default() };
         event.direction = match frame.direction {
             gttr::Direction::None => None,
             gttr::Direction::In => Some(Direction::In),
@@ -353,8 +359,29 @@ impl<'a> Event<'a> {
             Ext::Credentials(v) => self.credentials = Some(Credentials { pid: v.pid, uid: v.uid, gid: v.gid }),
             Ext::Security(v) => self.security = Some(Text::escaped(v)),
             Ext::PidFd(v) => self.pidfd = Some(v),
+            Ext::Comm(v) => self.comm = Some(Text::escaped(v)),
             // A newer agent's value: the rest of the frame is understood all the same.
             _ => {}
+        }
+    }
+
+    /// Which process the event is of.
+    pub fn process(&self) -> Option<ProcessId> {
+        match (self.pid, self.host_pid) {
+            (Some(pid), Some(0)) => Some(ProcessId::Elsewhere(pid)),
+            (_, Some(pid)) | (Some(pid), None) => Some(ProcessId::Here(pid)),
+            (None, None) => None,
+        }
+    }
+
+    /// Which process is at the other end, as far as `SO_PEERCRED` says: that of a process in another pid namespace is a
+    /// number of that namespace.
+    pub fn peer_process(&self) -> Option<ProcessId> {
+        let pid = self.peer_pid.filter(|&pid| pid != 0)?;
+        match self.host_pid {
+            None => Some(ProcessId::Here(pid)),
+            Some(_) if Some(pid) == self.pid => self.process(),
+            Some(_) => Some(ProcessId::Elsewhere(pid)),
         }
     }
 

@@ -85,6 +85,7 @@ pub(crate) fn push_data(out: &mut Vec<u8>, frame: &Frame<'_>) -> bool {
     out.extend_from_slice(br#"","size":"#);
     push_number(out, frame.payload.len());
     push_value(out, br#","pid":"#, values.pid);
+    push_value(out, br#","host_pid":"#, frame.host_pid);
     push_value(out, br#","tid":"#, values.tid);
     push_value(out, br#","seq":"#, values.seq);
     push_value(out, br#","ts_ns":"#, values.ts_ns);
@@ -189,6 +190,7 @@ mod tests {
             conn in "[A-Za-z0-9_:@=+-][A-Za-z0-9_.:@=+-]{0,199}",
             payload in prop::collection::vec(any::<u8>(), 0..9),
             values in values(),
+            host_pid in proptest::option::of(any::<u32>()),
         ) {
             let mut buffer = [0; 1024];
             let mut ext = ExtWriter::new(&mut buffer);
@@ -200,6 +202,7 @@ mod tests {
                 conn: conn.as_bytes(),
                 payload: &payload,
                 ext: ext.finish(),
+                host_pid,
                 ..Frame::new(FrameType::Data, ts_ms)
             };
             let mut line = b"before".to_vec();
@@ -240,8 +243,9 @@ mod tests {
             ext.put(value);
         }
         let direction = Direction::Out;
+        let (ext, host_pid) = (ext.finish(), Some(u32::MAX));
         let frame =
-            Frame { fd: i32::MIN, direction, conn: b"c", ext: ext.finish(), ..Frame::new(FrameType::Data, u64::MAX) };
+            Frame { fd: i32::MIN, direction, conn: b"c", ext, host_pid, ..Frame::new(FrameType::Data, u64::MAX) };
         let mut line = Vec::new();
         assert!(push_data(&mut line, &frame));
         assert!(line.len() < FIXED_LEN, "{}", line.len());

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_to, connect, listen, socket_with,
 };
@@ -130,6 +131,8 @@ pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound> {
 
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, sock_type.to_kernel(), flags, None).context("socket(2)")?;
+    // Which process sends is the kernel's to say; connections that are accepted inherit it.
+    set_socket_passcred(&socket, true).context("SO_PASSCRED on the socket")?;
     // On Linux the socket file gets the mode that the socket itself has; unlike umask(2) this is not the process's.
     rustix::fs::fchmod(&socket, SOCKET_MODE).context("fchmod(2) on the socket")?;
     bind_to(&socket, &address).map_err(|e| explain(path, e))?;

@@ -1,11 +1,15 @@
 //! Bytes from sockets, without a runtime: a thread that blocks in poll(2) and takes what arrives, so that agents need
 //! not wait, and the caller's thread, which decodes and hands on.
 
+mod ancillary;
 mod dgram;
 mod handoff;
 #[doc(hidden)]
 pub mod rings;
+mod senders;
 mod stream;
+#[doc(hidden)]
+pub mod writers;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,6 +27,8 @@ use crate::sink::Sink;
 use crate::stop::{Stop, StopHandle};
 use handoff::{Arrived, Handoff};
 use rings::Rings;
+use senders::{Attributed, Senders};
+use writers::Announcer;
 
 /// With nothing new for so long, what is held back is flushed: long enough to catch the next event of a busy agent,
 /// too short for anybody who watches.
@@ -143,6 +149,7 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
     let mut stuck = false;
     let mut arrived = Arrived::default();
     let mut rings = Rings::default();
+    let mut senders = Senders::default();
     let mut is_last = false;
     while !is_last {
         let flush_in = match held_since {
@@ -154,8 +161,9 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
         let mut is_idle = arrived.is_empty();
         for (part, bytes) in arrived.iter_mut() {
             if let Some(fd) = part.fd.take() {
-                rings.add(&fd, part.from, part.is_foreign, sink);
+                rings.add(&fd, part.from, &Announcer::of(bytes, part.sender, &mut senders), sink);
             }
+            let sink = &mut Attributed { sink, senders: &mut senders, sender: part.sender };
             match sock_type {
                 SockType::Dgram => decode::datagram(bytes, part.sent_len, sink),
                 SockType::Stream if part.end => {

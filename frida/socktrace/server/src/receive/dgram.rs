@@ -1,13 +1,14 @@
 //! Datagrams, many to a system call.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
 use super::Source;
+use super::ancillary::{Came, Control};
 use super::handoff::{Handoff, Part};
 
 /// Datagrams to a system call: beyond some dozens its cost vanishes beside that of the datagrams.
@@ -21,12 +22,12 @@ pub(super) struct Datagrams<'a> {
     /// BATCH slots. The kernel gives memory to the pages that are touched, so that small datagrams use little of it.
     slots: Vec<u8>,
     lens: [usize; BATCH],
-    fds: [Option<OwnedFd>; BATCH],
+    came: [Came; BATCH],
 }
 
 impl<'a> Datagrams<'a> {
     pub(super) fn new(socket: BorrowedFd<'a>) -> Self {
-        Self { socket, slots: vec![0; BATCH * SLOT_LEN], lens: [0; BATCH], fds: [const { None }; BATCH] }
+        Self { socket, slots: vec![0; BATCH * SLOT_LEN], lens: [0; BATCH], came: Default::default() }
     }
 }
 
@@ -38,7 +39,7 @@ impl AsFd for Datagrams<'_> {
 
 impl Source for Datagrams<'_> {
     fn receive(&mut self, to: &Handoff) -> io::Result<usize> {
-        let count = match recvmmsg(self.socket, &mut self.slots, &mut self.lens, &mut self.fds) {
+        let count = match recvmmsg(self.socket, &mut self.slots, &mut self.lens, &mut self.came) {
             Ok(count) => count,
             Err(Errno::AGAIN | Errno::INTR) => 0,
             // Memory comes back; a descriptor that is no socket never does.
@@ -48,10 +49,10 @@ impl Source for Datagrams<'_> {
             }
             Err(e) => return Err(e.into()),
         };
-        let slots = self.slots.chunks_exact(SLOT_LEN).zip(&self.lens[..count]).zip(&mut self.fds);
-        to.put(slots.map(|((slot, &sent_len), fd)| {
+        let slots = self.slots.chunks_exact(SLOT_LEN).zip(&self.lens[..count]).zip(&mut self.came);
+        to.put(slots.map(|((slot, &sent_len), came)| {
             let len = sent_len.min(SLOT_LEN);
-            (Part::datagram(len, sent_len, fd.take()), &slot[..len])
+            (Part::datagram(len, sent_len, std::mem::take(came)), &slot[..len])
         }))?;
         Ok(count)
     }
@@ -66,23 +67,20 @@ impl Source for Datagrams<'_> {
 }
 
 /// recvmmsg(2), which rustix does not have: receives datagrams into `slots` of SLOT_LEN bytes each and their lengths as
-/// sent, which may be more, into `lens`, the descriptor that came with each into `fds`; returns their count.
+/// sent, which may be more, into `lens`, what came with each into `came`; returns their count.
 fn recvmmsg(
     socket: BorrowedFd<'_>,
     slots: &mut [u8],
     lens: &mut [usize; BATCH],
-    fds: &mut [Option<OwnedFd>; BATCH],
+    came: &mut [Came; BATCH],
 ) -> Result<usize, Errno> {
-    let mut controls = [Control([0; CONTROL_WORDS]); BATCH];
+    let mut controls = [Control::EMPTY; BATCH];
     // SAFETY: both are plain C structs for which all zeroes is a value: null pointers with lengths of zero.
     let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { std::mem::zeroed() };
     let mut used = 0;
     let headers = vectors.iter_mut().zip(&mut messages).zip(&mut controls);
     for (slot, ((vector, message), control)) in slots.chunks_exact_mut(SLOT_LEN).zip(headers) {
-        message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
-        // Not the padding behind it, or the kernel would put a second one there.
-        // SAFETY: only computes.
-        message.msg_hdr.msg_controllen = unsafe { libc::CMSG_LEN(size_of::<i32>() as u32) } as usize;
+        control.use_for(&mut message.msg_hdr);
         *vector = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
         message.msg_hdr.msg_iov = vector;
         message.msg_hdr.msg_iovlen = 1;
@@ -90,36 +88,15 @@ fn recvmmsg(
     }
     // MSG_TRUNC as a flag asks for the length as sent (recv(2)).
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `used` headers are filled in; each points to one vector, and that to a slot of its own, all of which
-    // outlive the call, and to a buffer of its own for one descriptor; those that there is no room for are not installed.
-    // No address is asked for.
+    // SAFETY: `used` headers are filled in; each points to one vector, and that to a slot of its own, and to
+    // a buffer of its own for what comes with it, all of which outlive the call. No address is asked for.
     let count = unsafe { libc::recvmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), used, flags, std::ptr::null_mut()) };
     let Ok(count) = usize::try_from(count) else {
         return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
     };
-    for ((len, fd), message) in lens.iter_mut().zip(fds).zip(&messages[..count]) {
+    for ((len, came), message) in lens.iter_mut().zip(came).zip(&messages[..count]) {
         *len = message.msg_len as usize;
-        *fd = descriptor_of(&message.msg_hdr);
+        *came = Came::with(&message.msg_hdr);
     }
     Ok(count)
-}
-
-/// Words of ancillary data: a header and one descriptor.
-const CONTROL_WORDS: usize = 3;
-
-/// Room for one descriptor, aligned as headers of ancillary data are.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Control([u64; CONTROL_WORDS]);
-
-/// The descriptor that came with a message.
-fn descriptor_of(message: &libc::msghdr) -> Option<OwnedFd> {
-    // SAFETY: the kernel has filled the buffer in, as far as the length says.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(message).as_ref()?;
-        let is_one = header.cmsg_level == libc::SOL_SOCKET
-            && header.cmsg_type == libc::SCM_RIGHTS
-            && header.cmsg_len == libc::CMSG_LEN(size_of::<i32>() as u32) as usize;
-        is_one.then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()))
-    }
 }

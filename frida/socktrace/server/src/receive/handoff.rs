@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::ancillary::Came;
+
 /// When so many bytes wait, receiving waits, too, and agents find their sockets full. There are two buffers of it, and
 /// this much is worked off in some 30 ms.
 const MAX_WAITING: usize = 8 << 20;
@@ -33,8 +35,8 @@ pub(super) struct Part {
     pub(super) end: bool,
     /// A descriptor that came with it.
     pub(super) fd: Option<OwnedFd>,
-    /// Whether who sent it is known to be in another pid namespace (pid_namespaces(7)).
-    pub(super) is_foreign: bool,
+    /// The process that has sent it, by its number here, as the kernel says; 0: it has none here.
+    pub(super) sender: Option<u32>,
 }
 
 /// Parts in the order they arrived.
@@ -182,12 +184,12 @@ impl Drop for Closer<'_> {
 
 impl Part {
     /// A datagram of `sent_len` bytes, of which `len` were received.
-    pub(super) fn datagram(len: usize, sent_len: usize, fd: Option<OwnedFd>) -> Self {
-        Self { from: 0, len, sent_len, end: false, fd, is_foreign: false }
+    pub(super) fn datagram(len: usize, sent_len: usize, Came { fd, sender }: Came) -> Self {
+        Self { from: 0, len, sent_len, end: false, fd, sender }
     }
 
     /// Bytes of an agent's stream; none: it has ended.
-    pub(super) fn of_stream(from: u64, len: usize, fd: Option<OwnedFd>, is_foreign: bool) -> Self {
-        Self { from, len, sent_len: len, end: len == 0, fd, is_foreign }
+    pub(super) fn of_stream(from: u64, len: usize, Came { fd, sender }: Came) -> Self {
+        Self { from, len, sent_len: len, end: len == 0, fd, sender }
     }
 }

@@ -8,11 +8,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gttr::{FrameType, MAX_PAYLOAD_LEN};
+use gttr::{Frame, FrameType, MAX_PAYLOAD_LEN};
 use rustix::fs::fstat;
 use rustix::thread::futex;
 use socktrace_ring::{Memory, Reader, Step, map, unmap};
 
+use super::writers::{Announcer, Origin, Thread, Writers};
 use crate::event::{Event, EventType};
 use crate::notice::notice;
 use crate::sink::Sink;
@@ -68,8 +69,7 @@ struct Ring {
     after_until: Instant,
     /// Connections of agents that have announced it; 0 for datagrams.
     agents: HashSet<u64>,
-    /// Whether its writers' threads have other numbers than here.
-    is_foreign: bool,
+    writers: Writers,
     /// When a frame or an announcement last came.
     heard: Instant,
     unfinished: Option<Unfinished>,
@@ -115,13 +115,12 @@ impl Default for Rings {
 
 impl Rings {
     /// An agent has handed over a ring; again, if it has connected anew, or for datagrams whenever it speaks of it.
-    /// `is_foreign` says that threads have other numbers where it is than here.
-    pub fn add(&mut self, fd: &OwnedFd, agent: u64, is_foreign: bool, sink: &mut dyn Sink) {
+    pub fn add(&mut self, fd: &OwnedFd, agent: u64, announcer: &Announcer, sink: &mut dyn Sink) {
         let Ok(stat) = fstat(fd) else { return };
         let key = (stat.st_dev, stat.st_ino);
         if let Some(ring) = self.rings.iter_mut().find(|ring| ring.key == key) {
             ring.agents.insert(agent);
-            ring.is_foreign |= is_foreign;
+            ring.announce(announcer);
             ring.heard = Instant::now();
             return;
         }
@@ -151,7 +150,7 @@ impl Rings {
                 let after = newest.filter(|end| !self.is_past(end)).take(MAX_AFTER).collect();
                 let after_until = now + MAX_TURN;
                 self.count += 1;
-                self.rings.push(Ring {
+                let mut ring = Ring {
                     id: self.count,
                     key,
                     memory,
@@ -159,11 +158,13 @@ impl Rings {
                     after,
                     after_until,
                     agents,
-                    is_foreign,
+                    writers: Writers::default(),
                     heard: now,
                     unfinished: None,
                     is_corrupt: false,
-                });
+                };
+                ring.announce(announcer);
+                self.rings.push(ring);
             }
             Err(error) => {
                 refuse(&mut self.refused, key);
@@ -288,6 +289,12 @@ impl Rings {
 }
 
 impl Ring {
+    /// Learns of one of its writers, and tells them whether their numbers are known by that.
+    fn announce(&mut self, announcer: &Announcer) {
+        let numbers = self.writers.announce(announcer);
+        self.reader.words().numbers.store(numbers, Ordering::Relaxed);
+    }
+
     /// Those that wait for room look again.
     fn wake_writers(&self) {
         let words = self.reader.words();
@@ -302,7 +309,12 @@ impl Ring {
         let end = self.reader.position() + TURN;
         while self.reader.position() < end {
             match self.reader.next(buffer) {
-                Step::Frame(len) => hand_on(&buffer[..len], sink),
+                Step::Frame(len) => {
+                    if !hand_on(&buffer[..len], &mut self.writers, sink) {
+                        self.reader.put_back(len);
+                        break;
+                    }
+                }
                 Step::Void => {}
                 Step::Empty => break,
                 Step::Corrupt => return false,
@@ -340,10 +352,17 @@ impl Ring {
         unfinished.look = now + LOOK;
         let since = unfinished.since;
         let is_connected = self.is_connected();
-        let patience = match state_of(tid) {
-            // Whose number that is here says nothing; but nobody is there who could finish it.
-            _ if self.is_foreign && is_connected => MAX_PATIENCE,
-            _ if self.is_foreign => PATIENCE,
+        let thread = if self.writers.is_foreign() { self.writers.thread(tid) } else { Thread::Here(tid) };
+        let state = match thread {
+            Thread::Here(tid) => state_of(tid),
+            // Its process may be one of which nothing has been heard yet: it is given some more time.
+            Thread::Gone if is_connected && since.elapsed() < LOOK => return false,
+            Thread::Gone => None,
+            Thread::Unknown if is_connected => Some('R'),
+            // Nobody is there who could finish it.
+            Thread::Unknown => None,
+        };
+        let patience = match state {
             None => PATIENCE,
             Some('T' | 't') => return false,
             Some(_) => MAX_PATIENCE,
@@ -397,14 +416,20 @@ fn refuse(refused: &mut HashSet<(u64, u64)>, key: (u64, u64)) {
     refused.insert(key);
 }
 
-fn hand_on(frame: &[u8], sink: &mut dyn Sink) {
+/// Hands a frame on; false: not now, because whose it is will be known in a moment.
+fn hand_on(frame: &[u8], writers: &mut Writers, sink: &mut dyn Sink) -> bool {
     match gttr::decode_datagram(frame) {
         Ok(frame) if frame.kind == FrameType::Ring => {}
-        // A server that was killed had recorded it, and not given its room back.
-        Ok(frame) if sink.is_recorded(&frame) => {}
-        Ok(frame) => sink.frame(&frame),
+        Ok(frame) => match writers.origin(&frame) {
+            Origin::Awaited => return false,
+            // A server that was killed had recorded it, and not given its room back.
+            _ if sink.is_recorded(&frame) => {}
+            Origin::Known(None) => sink.frame(&frame),
+            Origin::Known(host_pid) => sink.frame(&Frame { host_pid, ..frame }),
+        },
         Err(error) => sink.event(&Event::bad_frame(&error.to_string(), frame.len()), b""),
     }
+    true
 }
 
 /// The state of a thread, as ps(1) has it; `None`: there is no such thread.

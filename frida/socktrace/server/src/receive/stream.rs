@@ -1,7 +1,7 @@
 //! Stream connections, one per agent, any number of them.
 
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -9,11 +9,10 @@ use std::time::Duration;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, SocketFlags, accept_with, recvmsg, shutdown,
-};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
 use super::Source;
+use super::ancillary::{Came, receive};
 use super::handoff::{Handoff, Part};
 use crate::notice::notice;
 
@@ -100,43 +99,18 @@ impl<'a> Agents<'a> {
     /// Reads once from an agent; returns whether there was something, which the end of the stream is, too.
     fn read(&mut self, key: u64, to: &Handoff) -> io::Result<bool> {
         let Some(agent) = self.agents.get(&key) else { return Ok(false) };
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let len = match recvmsg(agent, &mut [IoSliceMut::new(&mut self.chunk)], &mut ancillary, flags) {
-            Ok(received) => received.bytes,
+        let (len, came) = match receive(agent, &mut self.chunk) {
+            Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(_) => 0,
+            Err(_) => (0, Came::default()),
         };
-        // Where there is more than one, the kernel closes what there is no room for.
-        let fd = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        let is_foreign = fd.is_some() && is_foreign(agent);
-        to.put(std::iter::once((Part::of_stream(key, len, fd, is_foreign), &self.chunk[..len])))?;
+        to.put(std::iter::once((Part::of_stream(key, len, came), &self.chunk[..len])))?;
         if len == 0 {
             // Closing takes it out of epoll, too.
             self.agents.remove(&key);
         }
         Ok(true)
     }
-}
-
-/// Whether the other end is in a pid namespace below ours, where threads have other numbers (pid_namespaces(7)).
-fn is_foreign(agent: &OwnedFd) -> bool {
-    // Not rustix's, whose pid may not be 0, as it is for a process that cannot be seen from here.
-    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    let at = (&raw mut peer).cast();
-    // SAFETY: room for a `struct ucred`, and its length.
-    let failed = unsafe { libc::getsockopt(agent.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut len) };
-    if failed != 0 || peer.pid == 0 {
-        return failed == 0;
-    }
-    let status = std::fs::read_to_string(format!("/proc/{}/status", peer.pid)).unwrap_or_default();
-    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1)
 }
 
 impl AsFd for Agents<'_> {

@@ -1,0 +1,62 @@
+//! Which process an event is of, and what it is called.
+
+use std::fmt;
+
+/// The longest name that the kernel keeps of a process, less its NUL (TASK_COMM_LEN, proc_pid_comm(5)).
+const MAX_COMM_LEN: usize = 15;
+
+/// A process as the collector tells it from others. Its own number says little: every pid namespace
+/// (pid_namespaces(7)) has a process 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProcessId {
+    /// The number that it has where the collector is.
+    Here(u32),
+    /// The number that it sees itself; the collector cannot see it, or could not learn which one it is.
+    Elsewhere(u32),
+}
+
+impl ProcessId {
+    /// The number that the collector's ps(1) shows.
+    pub fn here(self) -> Option<u32> {
+        match self {
+            Self::Here(pid) => Some(pid),
+            Self::Elsewhere(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here(pid) => pid.fmt(f),
+            // Its own number is most likely that of a stranger here.
+            Self::Elsewhere(_) => f.write_str("?"),
+        }
+    }
+}
+
+/// What people call a process of this name in the kernel and this executable: as ps(1) shows it, but whole where the
+/// kernel has cut it off. They differ where one executable has many names, as busybox and redis-server do.
+pub fn process_name<'a>(comm: Option<&'a str>, exe: Option<&'a str>) -> Option<&'a str> {
+    let base = exe.and_then(|exe| exe.rsplit('/').next()).unwrap_or_default();
+    let base = base.strip_suffix(" (deleted)").unwrap_or(base);
+    let name = match comm.unwrap_or_default() {
+        "" => base,
+        comm if comm.len() >= MAX_COMM_LEN && base.starts_with(comm) => base,
+        comm => comm,
+    };
+    (!name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(process_name(Some("redis-server"), Some("/usr/bin/redis-check-rdb")), Some("redis-server"));
+        assert_eq!(process_name(Some("a-name-that-is-"), Some("/x/a-name-that-is-long")), Some("a-name-that-is-long"));
+        assert_eq!(process_name(None, Some("/usr/bin/cat (deleted)")), Some("cat"));
+        assert_eq!(process_name(Some(""), Some("")), None);
+    }
+}
