@@ -5,7 +5,10 @@ use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use gttr::{Ext, FrameType};
-use rustix::fs::{CWD, readlinkat_raw};
+use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat_raw};
+use rustix::io::read;
+use rustix::process::getpid;
+use rustix::thread::gettid;
 
 use crate::clock::now_ns;
 use crate::emit::{Event, emit, emit_sized};
@@ -13,6 +16,7 @@ use crate::hooks::{self, Hook};
 use crate::name::Text;
 use crate::params::{self, Complaint, Params, Transport};
 use crate::peer::MAX_EXE_LEN;
+use crate::sys::{COMM_LEN, thread_name};
 use crate::{clock, connection, descriptors, exec, patch, process, scan, transport};
 
 /// Bytes of the extension values of an event that shows the path of an executable.
@@ -164,7 +168,7 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
     transport::init()?;
     connection::init(params.max_fds)?;
     say(FrameType::Init, describe(params).as_bytes());
-    announce(FrameType::Start, "");
+    announce(FrameType::Start, None);
     if let Some(path) = params.preload() {
         exec::follow(path);
     }
@@ -198,16 +202,31 @@ fn say(kind: FrameType, text: &[u8]) {
     emit(&Event { conn: [text, b"", b""], ..Event::new(kind, now_ns()) }, &[]);
 }
 
-/// Introduces this process: its parent and its executable.
-pub(crate) fn announce(kind: FrameType, text: &str) {
+/// Introduces this process: its parent, its executable and its name, and the number under which it has announced itself
+/// before, if it has.
+pub(crate) fn announce(kind: FrameType, announcement: Option<u64>) {
     let mut exe = [0; MAX_EXE_LEN];
     let exe_len = readlinkat_raw(CWD, c"/proc/self/exe", &mut exe[..]).unwrap_or(0);
-    let event = Event {
-        conn: [text.as_bytes(), b"", b""],
-        values: &[Ext::Ppid(process::parent()), Ext::Exe(&exe[..exe_len])],
-        ..Event::new(kind, now_ns())
-    };
+    let comm = name_of_process();
+    let comm_len = comm.iter().position(|&byte| matches!(byte, 0 | b'\n')).unwrap_or(comm.len());
+    let (ppid, exe, comm) = (Ext::Ppid(process::parent()), Ext::Exe(&exe[..exe_len]), Ext::Comm(&comm[..comm_len]));
+    let values = [ppid, exe, comm, Ext::Announcement(announcement.unwrap_or(0))];
+    let values = if announcement.is_some() { &values[..] } else { &values[..3] };
+    let event = Event { values, ..Event::new(kind, now_ns()) };
     emit_sized::<EXE_EXT_LEN>(&event, &[]);
+}
+
+/// The process's name, which is its first thread's; with something behind its end.
+fn name_of_process() -> [u8; COMM_LEN] {
+    if gettid() == getpid() {
+        return thread_name();
+    }
+    // Frida loads the probe by a thread of its own.
+    let mut name = [0; COMM_LEN];
+    if let Ok(file) = openat(CWD, c"/proc/self/comm", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = read(&file, &mut name);
+    }
+    name
 }
 
 /// Says that a descriptor has a number that the table has no room for.

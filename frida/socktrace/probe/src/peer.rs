@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use crate::name::Text;
 use crate::process;
-use crate::sys::peer_credentials;
+use crate::sys::{peer_credentials, raw_pid};
 
 /// The longest path of an executable that an event shows, in bytes.
 pub(crate) const MAX_EXE_LEN: usize = 1024;
@@ -47,8 +47,20 @@ impl Peer {
     }
 }
 
+/// Whether /proc shows processes under the numbers that this one sees: it may be that of another pid namespace
+/// (pid_namespaces(7)), where the same number is a stranger's.
+fn is_proc_of_our_namespace() -> bool {
+    let (mut own, mut shown) = (Text::<16>::new(), Text::<16>::new());
+    let _ = write!(own, "{}", raw_pid());
+    shown.fill(|buffer| readlinkat_raw(CWD, c"/proc/self", buffer).unwrap_or(0));
+    own.as_bytes() == shown.as_bytes()
+}
+
 /// The path of a process's executable, empty where it may not be known.
 fn executable(pid: u32) -> Text<MAX_EXE_LEN> {
+    if !is_proc_of_our_namespace() {
+        return Text::new();
+    }
     let mut link = Text::<32>::new();
     let _ = write!(link, "/proc/{pid}/exe");
     let mut exe = Text::new();

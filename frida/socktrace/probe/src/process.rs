@@ -199,9 +199,9 @@ fn after_fork(pid: u32) {
     // Of several threads that a child may already have, one announces it.
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         guest::after_fork();
-        crate::transport::after_fork();
+        let announcement = crate::transport::after_fork();
         if descriptors::len() > 0 {
-            crate::control::announce(gttr::FrameType::Fork, "");
+            crate::control::announce(gttr::FrameType::Fork, announcement);
         }
     }
 }
@@ -218,6 +218,7 @@ pub(crate) fn owns_descriptors() -> bool {
     descriptors::len() > 0 && !who().is_guest
 }
 
+/// The parent's process id; 0: the parent is in another pid namespace.
 pub(crate) fn parent() -> u32 {
     getppid().map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned())
 }

@@ -19,6 +19,7 @@ mod number {
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const SIGALTSTACK: usize = 131;
+    pub(super) const PRCTL: usize = 157;
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const PROCESS_VM_READV: usize = 310;
     #[cfg(feature = "standalone")]
@@ -65,6 +66,18 @@ pub(crate) fn clock_gettime(clock: i32) -> Timespec {
 /// The process id, as the kernel has it.
 pub(crate) fn raw_pid() -> u32 {
     rustix::process::getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Bytes of a thread's name with its NUL (TASK_COMM_LEN).
+pub(crate) const COMM_LEN: usize = 16;
+
+/// `prctl(PR_GET_NAME)`: the name of the calling thread, with a NUL behind it.
+pub(crate) fn thread_name() -> [u8; COMM_LEN] {
+    const PR_GET_NAME: usize = 16;
+    let mut name = [0; COMM_LEN];
+    // SAFETY: room for what it gives.
+    unsafe { syscall(number::PRCTL, [PR_GET_NAME, &raw mut name as usize, 0, 0, 0, 0]) };
+    name
 }
 
 /// The thread pointer: what `%fs:0` holds, by the ABI's rules for thread-local storage.

@@ -44,11 +44,13 @@ pub(crate) fn stop() {
     socket::stop();
 }
 
-pub(crate) fn after_fork() {
+/// A forked child begins: the number under which it has announced itself to the server, if it had to.
+pub(crate) fn after_fork() -> Option<u64> {
     lock::after_fork();
     unfinished::after_fork();
     stall::end();
     socket::after_fork();
+    if params::get().transport == Transport::Shm { shared::after_fork() } else { None }
 }
 
 /// The process is about to end, or to become another program.

@@ -13,11 +13,11 @@ use rustix::net::sockopt::socket_type;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec};
-use socktrace_ring::{Full, Record, Writer, create};
+use socktrace_ring::{Full, Record, Writer, create, numbers};
 
 use super::own::Own;
 use super::unfinished::Unfinished;
-use super::{Undelivered, socket};
+use super::{Undelivered, socket, stall};
 use crate::clock::{monotonic_ns, now_ns};
 use crate::params::{self, Complaint, OnFull};
 use crate::process;
@@ -35,6 +35,10 @@ const BUSY_NS: u64 = 100_000_000;
 /// unmapped already: allocators map large buffers and unmap them when they are freed. A system call for the copy then costs
 /// little beside it.
 pub(crate) const MAPPED_LEN: usize = 32 << 10;
+/// What a frame says that hands a ring over.
+const ANNOUNCE: &[u8] = b"announce";
+/// Process ids are below 2²² (proc(5), pid_max).
+const PID_SHIFT: u32 = 40;
 /// Bytes of the longest frame that is sent by the socket instead.
 const MAX_NOTE_LEN: usize = 128;
 
@@ -48,17 +52,68 @@ static LOOKED_NS: AtomicU64 = AtomicU64::new(0);
 static FULL_SINCE_NS: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn init() -> Result<(), Complaint> {
-    let (fd, memory) = create(params::get().ring_bytes as usize)
-        .map_err(|_| "ring_bytes: no memory for a ring of this length in this process")?;
-    OWN.keep(fd).map_err(|_| "no descriptor left for the ring")?;
-    let at = params::map(size_of::<Writer>())?.cast::<Writer>();
-    // SAFETY: mapped for this, large enough, page-aligned and ours alone.
-    unsafe { at.write(Writer::new(memory)) };
-    WRITER.store(at, Ordering::Release);
+    make()?;
     socket::begin_session();
     // A server that is not there yet is looked for again.
     let _ = wake();
     Ok(())
+}
+
+/// Makes a ring, and no other is written to from here on.
+fn make() -> Result<(), Complaint> {
+    let (fd, memory) = create(params::get().ring_bytes as usize)
+        .map_err(|_| "ring_bytes: no memory for a ring of this length in this process")?;
+    let at = params::map(size_of::<Writer>())?.cast::<Writer>();
+    // In a forked child, that of the parent's ring.
+    OWN.close();
+    OWN.keep(fd).map_err(|_| "no descriptor left for the ring")?;
+    // SAFETY: mapped for this, large enough, page-aligned and ours alone.
+    unsafe { at.write(Writer::new(memory)) };
+    WRITER.store(at, Ordering::Release);
+    Ok(())
+}
+
+/// A forked child begins, which shares its parent's ring: the number under which it has announced itself, if it has.
+///
+/// Frames say which process they are of by the number that it sees itself. Where that is another one than the server
+/// sees, the server learns from an announcement who it is, because the kernel tells who has sent that.
+pub(super) fn after_fork() -> Option<u64> {
+    let writer = writer()?;
+    if process::is_confined() {
+        return None;
+    }
+    // The first process of a pid namespace, say: process 1 of another one may write to the parent's ring as well.
+    if process::parent() == 0 {
+        if make().is_ok() {
+            // The server takes a ring for one that is written to as long as the connection lasts that it came by.
+            socket::OWN.close();
+        }
+    } else if writer.memory().words().numbers.load(Ordering::Relaxed) == numbers::SAME {
+        return None;
+    }
+    let memory = OWN.current()?;
+    // Not used twice within a ring: two processes have not both one number and one time.
+    let number = now_ns() ^ u64::from(process::own_pid()) << PID_SHIFT;
+    let is_told = match socket::OWN.current() {
+        Some(fd) => tell(fd, memory, number).is_ok(),
+        None => false,
+    };
+    if !is_told {
+        socket::OWN.close();
+        announce(memory, Some(number)).ok()?;
+    }
+    Some(number)
+}
+
+/// Announces this process on a connection; a server that does not read is waited for as in a stall.
+fn tell(fd: BorrowedFd<'_>, memory: BorrowedFd<'_>, number: u64) -> Result<(), Errno> {
+    loop {
+        match note(fd, ANNOUNCE, Some(memory), Some(number)) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN | Errno::NOBUFS) if stall::wait_for_room(fd).is_ok() => {}
+            told => return told.inspect(|()| stall::end()),
+        }
+    }
 }
 
 /// The ring stays mapped, for threads that are in the middle of a frame; the server reads it to its end.
@@ -104,37 +159,40 @@ fn look(writer: &Writer, now_ns: u64, looked: u64) {
 /// No server has the ring: those of connect(2) and sendmsg(2).
 fn wake() -> Result<(), Errno> {
     let Some(memory) = OWN.current() else { return Ok(()) };
-    let Some(fd) = socket::OWN.current() else { return announce(memory) };
+    let Some(fd) = socket::OWN.current() else { return announce(memory, None) };
     // A server of datagrams does not know who is still there: it is told with each.
     let is_stream = socket_type(fd) == Ok(SocketType::STREAM);
-    match note(fd, b"wake", (!is_stream).then_some(memory)) {
+    match note(fd, b"wake", (!is_stream).then_some(memory), None) {
         // One that has not read the last one yet is awake, or will be.
         Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok(()),
         Err(_) => {
             socket::OWN.close();
-            announce(memory)
+            announce(memory, None)
         }
     }
 }
 
 /// Hands the ring to the server, by whichever type of socket it has. After an error a later look tries again.
-fn announce(memory: BorrowedFd<'_>) -> Result<(), Errno> {
+fn announce(memory: BorrowedFd<'_>, number: Option<u64>) -> Result<(), Errno> {
     let socket = match socket::open(SocketType::STREAM) {
         Err(Errno::PROTOTYPE) => socket::open(SocketType::DGRAM),
         other => other,
     }?;
     let fd = socket::OWN.keep(socket)?;
-    note(fd, b"announce", Some(memory)).inspect_err(|_| socket::OWN.close())
+    note(fd, ANNOUNCE, Some(memory), number).inspect_err(|_| socket::OWN.close())
 }
 
-/// Sends a frame about the ring.
-fn note(fd: BorrowedFd<'_>, text: &[u8], memory: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+/// Sends a frame about the ring, and about the process that sends it if there is a number.
+fn note(fd: BorrowedFd<'_>, text: &[u8], memory: Option<BorrowedFd<'_>>, number: Option<u64>) -> Result<(), Errno> {
     let mut buffer = [0; MAX_NOTE_LEN];
     let mut ext = ExtWriter::new(&mut buffer);
     ext.put(Ext::Pid(process::who().pid));
+    if let Some(number) = number {
+        ext.put(Ext::Announcement(number));
+    }
     let frame = Frame { conn: text, ext: ext.finish(), ..Frame::new(FrameType::Ring, now_ns() / 1_000_000) };
     let mut bytes = [0; MAX_NOTE_LEN];
-    // Two short texts and a number: it fits.
+    // A short text and two numbers: it fits.
     let len = frame.encode(&mut bytes).unwrap_or(0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
