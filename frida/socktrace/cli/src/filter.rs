@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use globset::{Glob, GlobMatcher};
 use regex::bytes::Regex;
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId};
 
 use crate::args::{DirectionArg, FilterArgs};
 
@@ -45,7 +45,8 @@ impl Scope {
 
     /// Whether the event is asked for. What belongs to no process or no connection always is.
     pub fn lets_through(&mut self, event: &Event<'_>) -> bool {
-        if !self.pids.is_empty() && event.pid.is_some_and(|pid| !self.pids.contains(&pid)) && !is_host(event.kind) {
+        let is_other = |process: ProcessId| !process.here().is_some_and(|pid| self.pids.contains(&pid));
+        if !self.pids.is_empty() && event.process().is_some_and(is_other) && !is_host(event.kind) {
             return false;
         }
         if self.globs.is_empty() {

@@ -77,7 +77,7 @@ pub fn of_capture(event: &Event<'_>) -> Option<String> {
 }
 
 fn who(event: &Event<'_>, processes: &Processes) -> String {
-    let mut text = event.pid.map_or_else(|| "unknown process".into(), |pid| processes.label(pid));
+    let mut text = event.process().map_or_else(|| "unknown process".into(), |process| processes.label(process));
     if let Some(tid) = event.tid {
         let _ = write!(text, " thread {tid}");
     }

@@ -2,43 +2,62 @@
 
 use std::collections::HashMap;
 
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId, process_name};
 
-/// The executables of processes by their ids, which a kernel gives out again only when it has used up all.
+/// The names of processes, the last that was recorded for each.
 #[derive(Clone, Debug, Default)]
 pub struct Processes {
-    executables: HashMap<u32, Box<str>>,
+    names: HashMap<ProcessId, Box<str>>,
 }
 
 impl Processes {
     /// Learns from any event.
     pub fn note(&mut self, event: &Event<'_>) {
-        if let (Some(pid), Some(exe)) = (event.pid, event.exe.as_deref()) {
-            self.set(pid, exe);
+        if let Some(process) = event.process()
+            && let Some(name) = process_name(event.comm.as_deref(), event.exe.as_deref())
+        {
+            self.set(process, name);
         }
-        if let (EventType::Open, Some(pid), Some(exe)) = (event.kind, event.peer_pid, event.peer_exe.as_deref()) {
+        if let (EventType::Open, Some(process)) = (event.kind, event.peer_process())
+            && let Some(name) = process_name(None, event.peer_exe.as_deref())
             // A traced process speaks for itself.
-            if !exe.is_empty() && !self.executables.contains_key(&pid) {
-                self.set(pid, exe);
-            }
+            && !self.names.contains_key(&process)
+        {
+            self.set(process, name);
         }
     }
 
-    fn set(&mut self, pid: u32, exe: &str) {
-        if self.executables.get(&pid).is_none_or(|known| **known != *exe) {
-            self.executables.insert(pid, exe.into());
+    fn set(&mut self, process: ProcessId, name: &str) {
+        if self.names.get(&process).is_none_or(|known| **known != *name) {
+            self.names.insert(process, name.into());
         }
     }
 
-    /// The executable's path.
-    pub fn executable(&self, pid: u32) -> Option<&str> {
-        self.executables.get(&pid).map(|exe| &**exe)
+    /// A process's name, if it is known.
+    pub fn name(&self, process: ProcessId) -> Option<&str> {
+        self.names.get(&process).map(|name| &**name)
     }
 
-    /// `redis-cli[5353]`, or `[5353]` where the executable is not known.
-    pub fn label(&self, pid: u32) -> String {
-        let exe = self.executable(pid).unwrap_or_default();
-        let name = exe.rsplit('/').next().unwrap_or_default();
-        format!("{}[{pid}]", name.strip_suffix(" (deleted)").unwrap_or(name))
+    /// `redis-cli[5353]`, or `[5353]` where the name is not known.
+    pub fn label(&self, process: ProcessId) -> String {
+        format!("{}[{process}]", self.name(process).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_right_process() {
+        let mut processes = Processes::default();
+        let start = Event { kind: EventType::Start, pid: Some(1), ..Event::default() };
+        processes.note(&Event { exe: Some("/sbin/init".into()), ..start.clone() });
+        let exe = Some("/usr/bin/redis-check-rdb".into());
+        processes.note(&Event { host_pid: Some(70), exe, comm: Some("redis-server".into()), ..start });
+        let open = Event { kind: EventType::Open, pid: Some(3), host_pid: Some(72), ..Event::default() };
+        processes.note(&Event { peer_pid: Some(1), peer_exe: Some("/bin/server".into()), ..open });
+        let labels = [ProcessId::Here(1), ProcessId::Here(70), ProcessId::Elsewhere(1)].map(|id| processes.label(id));
+        assert_eq!(labels, ["init[1]", "redis-server[70]", "server[?]"]);
     }
 }

@@ -1,6 +1,6 @@
 //! Where in its stream a message lies.
 
-use socktrace_server::Event;
+use socktrace_server::{Event, ProcessId};
 
 /// Calls of which more frames are to come: as many threads may be sending on one connection.
 const MAX_SPLIT_CALLS: usize = 16;
@@ -32,15 +32,15 @@ enum Movers {
     #[default]
     Nobody,
     /// One process, and which of its offsets is the beginning of the stream.
-    One { pid: Option<u32>, origin: u64 },
+    One { process: Option<ProcessId>, origin: u64 },
     /// Each process, and the offset that its next event should have.
-    Many(Vec<(Option<u32>, u64)>),
+    Many(Vec<(Option<ProcessId>, u64)>),
 }
 
 /// A call whose capture was split into several frames.
 #[derive(Debug)]
 struct Split {
-    pid: Option<u32>,
+    process: Option<ProcessId>,
     offset: Option<u64>,
     at: u64,
     /// Bytes of the parts so far.
@@ -61,13 +61,14 @@ impl Track {
             let at = self.begin(event, total, from_start);
             return Place { at, until: at.saturating_add(total) };
         }
-        let known = self.calls.iter().position(|call| (call.pid, call.offset) == (event.pid, event.offset));
+        let process = event.process();
+        let known = self.calls.iter().position(|call| (call.process, call.offset) == (process, event.offset));
         let index = known.unwrap_or_else(|| {
             let at = self.begin(event, total, from_start);
             if self.calls.len() >= MAX_SPLIT_CALLS {
                 self.calls.remove(0);
             }
-            self.calls.push(Split { pid: event.pid, offset: event.offset, at, done: 0, next: 0, part_len: 0 });
+            self.calls.push(Split { process, offset: event.offset, at, done: 0, next: 0, part_len: 0 });
             self.calls.len() - 1
         });
         let call = &mut self.calls[index];
@@ -103,23 +104,23 @@ impl Track {
         match &mut self.movers {
             Movers::Nobody => {
                 let origin = if from_start { 0 } else { offset };
-                self.movers = Movers::One { pid: event.pid, origin };
+                self.movers = Movers::One { process: event.process(), origin };
                 offset - origin
             }
             // Also of an event that arrives late: another thread's has overtaken it.
-            Movers::One { pid, origin } if *pid == event.pid => offset.saturating_sub(*origin),
-            Movers::One { pid, origin } => {
-                let first = (*pid, self.end.saturating_add(*origin));
-                self.movers = Movers::Many(vec![first, (event.pid, offset.saturating_add(total))]);
+            Movers::One { process, origin } if *process == event.process() => offset.saturating_sub(*origin),
+            Movers::One { process, origin } => {
+                let first = (*process, self.end.saturating_add(*origin));
+                self.movers = Movers::Many(vec![first, (event.process(), offset.saturating_add(total))]);
                 self.end
             }
             Movers::Many(expected) => {
-                let known = expected.iter_mut().find(|(pid, _)| *pid == event.pid);
+                let known = expected.iter_mut().find(|(process, _)| *process == event.process());
                 let gap = known.as_ref().map_or(0, |(_, expected)| offset.saturating_sub(*expected));
                 let next = offset.saturating_add(total);
                 match known {
                     Some((_, expected)) => *expected = next.max(*expected),
-                    None => expected.push((event.pid, next)),
+                    None => expected.push((event.process(), next)),
                 }
                 self.end.saturating_add(gap)
             }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId};
 
 use crate::decode::Decode;
 use crate::is_client;
@@ -23,7 +23,7 @@ struct Seen {
     recorded: [u64; 2],
     /// The other end.
     peer: Option<Key>,
-    pid: Option<u32>,
+    process: Option<ProcessId>,
     port: Option<u16>,
     is_client: bool,
     /// Whether the other end was heard of first.
@@ -38,7 +38,7 @@ pub struct View {
     /// Whether this end's messages are shown, received and sent; of the other end's are then those that are not.
     pub takes: [bool; 2],
     /// The process at the other end, where that is traced.
-    pub peer_pid: Option<u32>,
+    pub peer: Option<ProcessId>,
     /// The server's port, where path or bytes say so.
     pub port: Option<u16>,
     /// Whether this end's comings and goings are the conversation's.
@@ -52,7 +52,7 @@ pub struct View {
 impl View {
     /// Of a connection without another end.
     pub const fn alone(conversation: Key, port: Option<u16>) -> Self {
-        Self { conversation, takes: [true; 2], peer_pid: None, port, leads: true, is_paired: false, shown_ends: 1 }
+        Self { conversation, takes: [true; 2], peer: None, port, leads: true, is_paired: false, shown_ends: 1 }
     }
 
     /// Of a connection whose other end is shown.
@@ -99,7 +99,7 @@ impl Survey {
         let is_new = !self.connections.contains_key(&key);
         let seen = self.connections.entry(key).or_default();
         seen.events += 1;
-        seen.pid = seen.pid.or(event.pid);
+        seen.process = seen.process.or(event.process());
         if is_new {
             seen.is_client = is_client(event);
         }
@@ -155,7 +155,7 @@ impl Survey {
         Some(View {
             conversation: if seen.is_second { peer_key } else { key },
             takes,
-            peer_pid: peer.pid,
+            peer: peer.process,
             port: seen.port.or(peer.port),
             leads: !seen.is_second,
             is_paired: is_mutual,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId};
 
 use super::clock::time_of;
 
@@ -16,7 +16,7 @@ const MAX_PENDING: usize = 1024;
 #[derive(Debug)]
 pub struct Message {
     pub ns: u64,
-    pub pid: Option<u32>,
+    pub process: Option<ProcessId>,
     pub conn_id: String,
     pub path: String,
     pub direction: Option<Direction>,
@@ -32,7 +32,7 @@ pub struct Message {
     pub details: String,
 }
 
-type Key = (String, Option<Direction>, Option<u32>, Option<u32>);
+type Key = (String, Option<Direction>, Option<ProcessId>, Option<u32>);
 
 /// Messages of which parts are missing.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Assembler {
         }
         let part = event.part.unwrap_or(0);
         let conn_id = event.conn_id.as_deref().unwrap_or_default().to_owned();
-        let key: Key = (conn_id, event.direction, event.pid, event.tid);
+        let key: Key = (conn_id, event.direction, event.process(), event.tid);
         let mut done = Vec::new();
         match self.pending.remove(&key) {
             Some((next, mut begun)) if next == part && begun.bytes.len() + bytes.len() <= MAX_KEPT => {
@@ -90,7 +90,7 @@ fn message(event: &Event<'_>, bytes: &[u8], missing: Option<&'static str>) -> Me
     let size = event.size.unwrap_or(0);
     Message {
         ns: time_of(event),
-        pid: event.pid,
+        process: event.process(),
         conn_id: event.conn_id.as_deref().unwrap_or_default().to_owned(),
         path: event.path.as_deref().unwrap_or_default().to_owned(),
         direction: event.direction,

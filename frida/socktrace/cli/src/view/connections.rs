@@ -1,12 +1,14 @@
 //! What is known of each connection, and what the table at the end says of it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId};
 
 use super::assemble::Message;
 use super::clock::time_of;
+use super::processes::Processes;
 
 /// Messages and bytes in one direction.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,9 +20,11 @@ pub struct Count {
 #[derive(Debug, Default)]
 pub struct Connection {
     pub path: String,
-    pub pid: Option<u32>,
-    pub peer_pid: Option<u32>,
-    pub peer_exe: Option<String>,
+    pub process: Option<ProcessId>,
+    /// What it was called when it last used the connection.
+    pub process_name: Arc<str>,
+    peer: Option<ProcessId>,
+    peer_exe: Option<String>,
     peer_inode: Option<u64>,
     /// Whether the traced end connected (true) or accepted.
     pub is_client: Option<bool>,
@@ -34,6 +38,16 @@ impl Connection {
     /// How long it was seen, in nanoseconds.
     pub fn duration_ns(&self) -> u64 {
         self.last_ns.saturating_sub(self.first_ns)
+    }
+
+    /// The first process that uses it is whose it is said to be.
+    fn used_by(&mut self, process: Option<ProcessId>, processes: &Processes) {
+        self.process = self.process.or(process);
+        if let Some(process) = process
+            && self.process == Some(process)
+        {
+            self.process_name = processes.name(process);
+        }
     }
 
     fn seen(&mut self, ns: u64) {
@@ -50,12 +64,12 @@ impl Connection {
 pub struct Connections {
     by_id: HashMap<String, Connection>,
     /// Which process is at the end with this inode number.
-    by_inode: HashMap<u64, u32>,
+    by_inode: HashMap<u64, ProcessId>,
 }
 
 impl Connections {
     /// Learns from an open or close event.
-    pub fn note(&mut self, event: &Event<'_>) {
+    pub fn note(&mut self, event: &Event<'_>, processes: &Processes) {
         let Some(conn_id) = event.conn_id.as_deref() else { return };
         let ns = time_of(event);
         match event.kind {
@@ -63,8 +77,8 @@ impl Connections {
                 let connection = self.by_id.entry(conn_id.to_owned()).or_default();
                 connection.seen(ns);
                 connection.path = event.path.as_deref().unwrap_or_default().to_owned();
-                connection.pid = connection.pid.or(event.pid);
-                connection.peer_pid = event.peer_pid.or(connection.peer_pid);
+                connection.used_by(event.process(), processes);
+                connection.peer = event.peer_process().or(connection.peer);
                 connection.peer_exe = event.peer_exe.as_deref().map(str::to_owned).or(connection.peer_exe.take());
                 connection.peer_inode = event.peer_inode.or(connection.peer_inode);
                 let how = event.how.as_deref().unwrap_or_default();
@@ -74,8 +88,8 @@ impl Connections {
                     _ if how.starts_with("accept") => Some(false),
                     _ => connection.is_client,
                 };
-                if let (Some(inode), Some(pid)) = (event.inode, event.pid) {
-                    self.by_inode.insert(inode, pid);
+                if let (Some(inode), Some(process)) = (event.inode, event.process()) {
+                    self.by_inode.insert(inode, process);
                 }
             }
             EventType::Close => {
@@ -88,10 +102,10 @@ impl Connections {
     }
 
     /// Counts a message.
-    pub fn count(&mut self, message: &Message) {
+    pub fn count(&mut self, message: &Message, processes: &Processes) {
         let connection = self.by_id.entry(message.conn_id.clone()).or_default();
         connection.seen(message.ns);
-        connection.pid = connection.pid.or(message.pid);
+        connection.used_by(message.process, processes);
         if connection.path.is_empty() {
             connection.path.clone_from(&message.path);
         }
@@ -110,11 +124,11 @@ impl Connections {
 
     /// The process at the other end, and its executable where the event named it: if it is traced, too, then by its
     /// own end of the connection, for SO_PEERCRED only knows who listened.
-    pub fn peer(&self, connection: &Connection) -> Option<(u32, Option<String>)> {
+    pub fn peer(&self, connection: &Connection) -> Option<(ProcessId, Option<String>)> {
         let traced = connection.peer_inode.and_then(|inode| self.by_inode.get(&inode));
         match traced {
-            Some(&pid) => Some((pid, None)),
-            None => connection.peer_pid.filter(|&pid| pid != 0).map(|pid| (pid, connection.peer_exe.clone())),
+            Some(&process) => Some((process, None)),
+            None => connection.peer.map(|process| (process, connection.peer_exe.clone())),
         }
     }
 

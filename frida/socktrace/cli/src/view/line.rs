@@ -6,7 +6,7 @@ use socktrace_server::{Event, EventType};
 
 use super::assemble::Message;
 use super::connections::{Connection, Connections};
-use super::processes::Processes;
+use super::processes::{Processes, label};
 use super::table::{self, Row};
 use super::{Payload, Style, escape, hexdump};
 use crate::summary::{self, Context};
@@ -73,22 +73,16 @@ fn ellipsis(style: Style) -> &'static str {
     if style.utf8 { "…" } else { "..." }
 }
 
-fn peer_of(connection: Option<&Connection>, processes: &mut Processes, connections: &Connections) -> String {
+fn peer_of(connection: Option<&Connection>, processes: &Processes, connections: &Connections) -> String {
     let peer = connection.and_then(|connection| connections.peer(connection));
-    peer.map(|(pid, exe)| processes.show_peer(pid, exe.as_deref())).unwrap_or_default()
+    peer.map(|(process, exe)| processes.show_peer(process, exe.as_deref())).unwrap_or_default()
 }
 
 /// A message's line, and what of its payload stands below it.
-pub fn message(
-    message: &Message,
-    mut line: Line,
-    processes: &mut Processes,
-    connections: &Connections,
-    to: &mut Vec<u8>,
-) {
+pub fn message(message: &Message, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
     let connection = connections.get(&message.conn_id);
-    if let Some(pid) = message.pid {
-        line.coloured(NAME, &processes.show(pid));
+    if let Some(process) = message.process {
+        line.coloured(NAME, &processes.show(process));
     }
     let arrows = if line.style.utf8 { ["→", "←"] } else { ["->", "<-"] };
     match message.direction {
@@ -196,15 +190,9 @@ fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
 }
 
 /// The line of an event that is no message; none for what only the recording needs.
-pub fn event(
-    event: &Event<'_>,
-    mut line: Line,
-    processes: &mut Processes,
-    connections: &Connections,
-    to: &mut Vec<u8>,
-) {
-    if let Some(pid) = event.pid {
-        line.coloured(NAME, &processes.show(pid));
+pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
+    if let Some(process) = event.process() {
+        line.coloured(NAME, &processes.show(process));
     }
     let text = |text: &Option<socktrace_server::event::Text<'_>>| text.as_deref().unwrap_or_default().to_owned();
     let connection = event.conn_id.as_deref().and_then(|id| connections.get(id));
@@ -236,7 +224,8 @@ pub fn event(
             };
             line.plain(word);
             line.plain(&text(&event.exe));
-            if let Some(ppid) = event.ppid {
+            // Of a process in another pid namespace it is a number there.
+            if let (Some(ppid), None) = (event.ppid, event.host_pid) {
                 line.coloured(DIM, &format!("(child of {ppid})"));
             }
         }
@@ -257,15 +246,17 @@ pub fn event(
 }
 
 /// The table at the end.
-pub fn table(style: Style, processes: &mut Processes, connections: &Connections, to: &mut Vec<u8>) {
+pub fn table(style: Style, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
     let escaped = |text: &str| {
         let mut escaped = String::new();
         escape::push(&mut escaped, text.as_bytes(), style.utf8);
         escaped
     };
-    let row = |connection: &Connection, processes: &mut Processes| Row {
+    let row = |connection: &Connection, processes: &Processes| Row {
         path: escaped(&connection.path),
-        process: escaped(&connection.pid.map(|pid| processes.show(pid)).unwrap_or_default()),
+        process: escaped(
+            &connection.process.map(|process| label(&connection.process_name, process)).unwrap_or_default(),
+        ),
         peer: escaped(&peer_of(Some(connection), processes, connections)),
         sent: (connection.sent.messages, connection.sent.bytes),
         received: (connection.received.messages, connection.received.bytes),

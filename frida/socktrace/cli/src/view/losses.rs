@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId};
 
 /// Event numbers of one process, which leave no gaps but where events are lost.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ impl Numbers {
 pub struct Losses {
     /// Events and bytes by reason.
     told: BTreeMap<String, (u64, u64)>,
-    numbers: HashMap<u32, Numbers>,
+    numbers: HashMap<ProcessId, Numbers>,
     /// Gaps of processes that have started over (execve(2)).
     former_gaps: u64,
     bad_frames: u64,
@@ -43,17 +43,17 @@ impl Losses {
             }
             _ => {}
         }
-        let Some(pid) = event.pid else { return };
-        let Some(numbers) = self.note_number(pid, event.seq) else { return };
+        let Some(process) = event.process() else { return };
+        let Some(numbers) = self.note_number(process, event.seq) else { return };
         if event.kind == EventType::Lost {
             numbers.told += event.events.unwrap_or(0);
         }
     }
 
     /// Notes the number of a process's event.
-    pub fn note_number(&mut self, pid: u32, seq: Option<u64>) -> Option<&mut Numbers> {
+    pub fn note_number(&mut self, process: ProcessId, seq: Option<u64>) -> Option<&mut Numbers> {
         let seq = seq?;
-        let numbers = self.numbers.entry(pid).or_default();
+        let numbers = self.numbers.entry(process).or_default();
         if seq == 1 && numbers.seen > 0 {
             self.former_gaps += numbers.untold();
             *numbers = Numbers::default();

@@ -125,9 +125,11 @@ impl View {
                 _ => {}
             }
         }
-        if let Some(pid) = pid {
-            self.processes.note_pid(pid);
-            self.losses.note_number(pid, seq);
+        // What a frame has of this an event has as well.
+        let event = Event { pid, host_pid: frame.host_pid, ..Event::default() };
+        if let Some(process) = event.process() {
+            self.processes.note_process(process);
+            self.losses.note_number(process, seq);
         }
         self.shown += u64::from(is_first);
     }
@@ -157,7 +159,7 @@ impl View {
             self.show_json(event, payload, json, to);
             return;
         }
-        self.connections.note(event);
+        self.connections.note(event, &self.processes);
         if event.kind != EventType::HostInit && event.kind != EventType::HostShutdown {
             self.clock.start(time_of(event));
         }
@@ -169,7 +171,7 @@ impl View {
             && (!is_process(event.kind) || self.selection.wants_processes())
         {
             let time = self.clock.show(time_of(event));
-            line::event(event, Line::new(self.style, time), &mut self.processes, &self.connections, to);
+            line::event(event, Line::new(self.style, time), &self.processes, &self.connections, to);
         }
     }
 
@@ -200,9 +202,9 @@ impl View {
             return;
         }
         self.shown += 1;
-        self.connections.count(message);
+        self.connections.count(message, &self.processes);
         let time = self.clock.show(message.ns);
-        line::message(message, Line::new(self.style, time), &mut self.processes, &self.connections, to);
+        line::message(message, Line::new(self.style, time), &self.processes, &self.connections, to);
     }
 
     /// The end: messages whose last parts never came, and the table.
@@ -211,7 +213,7 @@ impl View {
             self.show_message(&message, to);
         }
         if !self.style.json && self.connections.len() > 0 {
-            line::table(self.style, &mut self.processes, &self.connections, to);
+            line::table(self.style, &self.processes, &self.connections, to);
         }
     }
 

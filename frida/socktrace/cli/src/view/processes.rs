@@ -1,18 +1,17 @@
-//! Names of processes.
+//! Names of processes, as they are recorded: whatever has a number here and now may be somebody else.
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::sync::Arc;
 
-use socktrace_server::{Event, EventType};
-
-/// A command's name in the kernel, less its NUL (TASK_COMM_LEN, proc_pid_comm(5)).
-const MAX_COMM: usize = 15;
+use socktrace_server::{Event, EventType, ProcessId, process_name};
 
 #[derive(Debug, Default)]
 struct Process {
-    name: String,
+    name: Arc<str>,
     ended: bool,
+    /// When it was started, in clock ticks since boot (proc_pid_stat(5)): by this and its number it is told from others.
+    started: Option<u64>,
 }
 
 /// The traced processes, and others that they speak to.
@@ -20,110 +19,103 @@ struct Process {
 pub struct Processes {
     /// Whether the processes are those of this machine and this moment, so that /proc can be asked.
     live: bool,
-    traced: HashMap<u32, Process>,
+    traced: HashMap<ProcessId, Process>,
+    /// How many there were before the kernel gave their numbers out again.
+    former: usize,
     /// The one that was noted last.
-    last: Option<u32>,
-    /// Names of others, by the pid and executable that an open event gives.
-    others: HashMap<(u32, Option<String>), String>,
+    last: Option<ProcessId>,
 }
 
 impl Processes {
     pub fn new(live: bool) -> Self {
-        Self { live, traced: HashMap::new(), last: None, others: HashMap::new() }
+        Self { live, traced: HashMap::new(), former: 0, last: None }
     }
 
     /// Learns from an event.
     pub fn note(&mut self, event: &Event<'_>) {
-        let Some(pid) = event.pid else { return };
+        let Some(process) = event.process() else { return };
         match event.kind {
             EventType::HostInit | EventType::HostShutdown => {}
             EventType::Start | EventType::Fork => {
-                let name = self.name_of(pid, event.exe.as_deref());
-                self.traced.insert(pid, Process { name: name.unwrap_or_default(), ended: false });
+                let name = process_name(event.comm.as_deref(), event.exe.as_deref()).unwrap_or_default().into();
+                let started = self.started(process);
+                let before = self.traced.insert(process, Process { name, ended: false, started });
+                // A process that executes another program starts again.
+                self.former += usize::from(before.is_some() && event.kind == EventType::Fork);
             }
-            EventType::Exit => self.traced.entry(pid).or_default().ended = true,
-            _ => self.note_pid(pid),
+            EventType::Exit => self.traced.entry(process).or_default().ended = true,
+            _ => self.note_process(process),
         }
     }
 
     /// Learns that there is such a process.
-    pub fn note_pid(&mut self, pid: u32) {
-        if self.last != Some(pid) {
-            self.traced.entry(pid).or_default();
-            self.last = Some(pid);
+    pub fn note_process(&mut self, process: ProcessId) {
+        if self.last != Some(process) {
+            if !self.traced.contains_key(&process) {
+                let started = self.started(process);
+                self.traced.insert(process, Process { started, ..Process::default() });
+            }
+            self.last = Some(process);
         }
     }
 
-    /// `name[pid]`
-    pub fn show(&self, pid: u32) -> String {
-        let name = self.traced.get(&pid).map(|process| &*process.name).unwrap_or_default();
-        format!("{}[{pid}]", if name.is_empty() { "?" } else { name })
+    fn started(&self, process: ProcessId) -> Option<u64> {
+        process.here().filter(|_| self.live).and_then(start_time)
     }
 
-    pub fn is_traced(&self, pid: u32) -> bool {
-        self.traced.contains_key(&pid)
+    /// A traced process's name; empty: it is not known.
+    pub fn name(&self, process: ProcessId) -> Arc<str> {
+        self.traced.get(&process).map(|known| Arc::clone(&known.name)).unwrap_or_default()
+    }
+
+    /// `name[pid]`
+    pub fn show(&self, process: ProcessId) -> String {
+        label(&self.name(process), process)
     }
 
     /// How many have been seen.
     pub fn count(&self) -> usize {
-        self.traced.len()
+        self.traced.len() + self.former
     }
 
     /// Those that have neither said that they end nor are gone.
     pub fn running(&self) -> Vec<u32> {
-        let runs = |pid: u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // The state stands behind the name, which may itself hold anything (proc_pid_stat(5)).
-            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.bytes().next());
-            !matches!(state, None | Some(b'Z' | b'X'))
+        let runs = |(process, known): (&ProcessId, &Process)| {
+            // Of one that was gone before it could be looked at, the number says nothing.
+            let (pid, started) = (process.here()?, known.started?);
+            (!known.ended && start_time(pid) == Some(started)).then_some(pid)
         };
-        let mut pids: Vec<u32> = self.traced.iter().filter(|(_, p)| !p.ended).map(|(&pid, _)| pid).collect();
-        pids.retain(|&pid| runs(pid));
+        let mut pids: Vec<u32> = self.traced.iter().filter_map(runs).collect();
         pids.sort_unstable();
         pids
     }
 
-    /// `name[pid]` of the other end.
-    pub fn show_peer(&mut self, pid: u32, exe: Option<&str>) -> String {
-        if self.is_traced(pid) {
-            return self.show(pid);
-        }
-        let key = (pid, exe.map(str::to_owned));
-        if let Some(name) = self.others.get(&key) {
-            return format!("{name}[{pid}]");
-        }
-        let name = self.name_of(pid, exe).unwrap_or_else(|| "?".into());
-        let shown = format!("{name}[{pid}]");
-        self.others.insert(key, name);
-        shown
-    }
-
-    /// A process's name: as ps shows it while it can be asked, else its executable's.
-    ///
-    /// They differ where one executable has many names, as busybox and redis-server do.
-    fn name_of(&self, pid: u32, exe: Option<&str>) -> Option<String> {
-        let base = exe.and_then(|exe| Path::new(exe).file_name()?.to_str()).filter(|name| !name.is_empty());
-        let comm = if self.live { comm_of(pid, exe) } else { None };
-        match (comm, base) {
-            // Cut off in the kernel.
-            (Some(comm), Some(base)) if comm.len() >= MAX_COMM && base.starts_with(&comm) => Some(base.to_owned()),
-            (Some(comm), _) => Some(comm),
-            (None, base) => base.map(str::to_owned),
+    /// `name[pid]` of the other end, of which an open event gives the executable.
+    pub fn show_peer(&self, process: ProcessId, exe: Option<&str>) -> String {
+        match self.traced.get(&process) {
+            Some(known) => label(&known.name, process),
+            None => label(process_name(None, exe).unwrap_or_default(), process),
         }
     }
 }
 
-/// The name of a process of ours, unless the pid is another process's here than where the event comes from.
-fn comm_of(pid: u32, exe: Option<&str>) -> Option<String> {
-    let here = fs::read_link(format!("/proc/{pid}/exe"));
-    if let (Ok(here), Some(exe)) = (here, exe)
-        && here.to_str() != Some(exe)
-    {
+/// `name[pid]`
+pub fn label(name: &str, process: ProcessId) -> String {
+    format!("{}[{process}]", if name.is_empty() { "?" } else { name })
+}
+
+/// When the process that has this number now was started, in clock ticks since boot; `None` if none has that still runs.
+fn start_time(pid: u32) -> Option<u64> {
+    /// Of the fields behind the name, as proc_pid_stat(5) numbers them.
+    const STATE: usize = 3;
+    const STARTTIME: usize = 22;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may itself hold anything.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
-    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let comm = String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned();
-    (!comm.is_empty()).then_some(comm)
+    fields.nth(STARTTIME - STATE - 1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -135,13 +127,39 @@ mod tests {
     }
 
     #[test]
-    fn recorded_ones_are_named_by_their_executable() {
-        let mut processes = Processes::new(false);
+    fn names_are_what_was_recorded() {
+        let mut processes = Processes::new(true);
+        let own = std::process::id();
         processes.note(&start(7, "/usr/bin/curl"));
         processes.note(&Event { pid: Some(8), kind: EventType::Data, ..Event::default() });
-        assert_eq!((processes.show(7), processes.show(8)), ("curl[7]".into(), "?[8]".into()));
-        assert_eq!(processes.show_peer(9, Some("/usr/bin/redis-server")), "redis-server[9]");
-        assert_eq!(processes.show_peer(10, None), "?[10]");
+        processes.note(&Event { comm: Some("redis-server".into()), ..start(own, "/usr/bin/redis-check-rdb") });
+        let show = |pid| processes.show(ProcessId::Here(pid));
+        assert_eq!([show(7), show(8)], ["curl[7]", "?[8]"]);
+        assert_eq!(show(own), format!("redis-server[{own}]"));
+        let show_peer = |pid, exe| processes.show_peer(ProcessId::Here(pid), exe);
+        assert_eq!(show_peer(9, Some("/usr/bin/redis-server")), "redis-server[9]");
+        assert_eq!(show_peer(10, None), "?[10]");
+        assert_eq!(processes.show_peer(ProcessId::Elsewhere(7), Some("/usr/bin/cat")), "cat[?]");
+    }
+
+    #[test]
+    fn processes_of_one_number_in_two_pid_namespaces() {
+        let mut processes = Processes::new(false);
+        processes.note(&Event { host_pid: Some(70), ..start(1, "/bin/alpha") });
+        processes.note(&Event { host_pid: Some(80), ..start(1, "/bin/beta") });
+        processes.note(&start(1, "/sbin/init"));
+        let shown = [70, 80, 1].map(|pid| processes.show(ProcessId::Here(pid)));
+        assert_eq!(shown, ["alpha[70]", "beta[80]", "init[1]"]);
+        assert_eq!(processes.count(), 3);
+    }
+
+    #[test]
+    fn a_number_that_is_given_out_again() {
+        let mut processes = Processes::new(false);
+        processes.note(&start(7, "/bin/a"));
+        let name = processes.name(ProcessId::Here(7));
+        processes.note(&Event { kind: EventType::Fork, ..start(7, "/bin/b") });
+        assert_eq!((&*name, &*processes.show(ProcessId::Here(7)), processes.count()), ("a", "b[7]", 2));
     }
 
     #[test]
@@ -150,6 +168,13 @@ mod tests {
         let own = std::process::id();
         processes.note(&start(own, ""));
         assert_eq!(processes.running(), [own]);
+        // Another process had the number when it was recorded.
+        processes.traced.get_mut(&ProcessId::Here(own)).unwrap().started = Some(1);
+        assert!(processes.running().is_empty());
+        // Process 1 of another namespace is not this machine's.
+        processes.note(&Event { host_pid: Some(0), ..start(1, "") });
+        assert!(processes.running().is_empty());
+        processes.note(&start(own, ""));
         processes.note(&Event { kind: EventType::Exit, pid: Some(own), ..Event::default() });
         assert!(processes.running().is_empty());
     }

@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId};
 
 use crate::decode::{DBUS_PORT, Decode, UNKNOWN_PORT};
 use crate::pairs::Pairs;
@@ -44,7 +44,7 @@ struct End {
     /// Received, sent.
     tracks: [Track; 2],
     /// Processes that were seen using it.
-    users: Vec<u32>,
+    users: Vec<ProcessId>,
 }
 
 #[derive(Debug)]
@@ -134,7 +134,7 @@ impl<W: Write> Pcapng<W> {
             is_client: is_client(event),
             from_start: event.kind == EventType::Open && !is_resumed,
             tracks: Default::default(),
-            users: event.pid.into_iter().collect(),
+            users: event.process().into_iter().collect(),
         };
         let conversation = view.conversation;
         let is_known = self.talks.contains_key(&conversation) || self.pending.contains_key(&conversation);
@@ -168,15 +168,15 @@ impl<W: Write> Pcapng<W> {
 
     /// What the client's address and the server's are called.
     fn names(&self, event: &Event<'_>, end: &End, survey: &Survey) -> (String, String) {
-        let label = |pid: u32| {
-            if self.processes.executable(pid).is_some() {
-                self.processes.label(pid)
+        let label = |process| {
+            if self.processes.name(process).is_some() {
+                self.processes.label(process)
             } else {
-                survey.processes.label(pid)
+                survey.processes.label(process)
             }
         };
-        let own = event.pid.map(label);
-        let peer = end.view.peer_pid.or(event.peer_pid.filter(|&pid| pid != 0)).map(label);
+        let own = event.process().map(label);
+        let peer = end.view.peer.or(event.peer_process()).map(label);
         let (client, server) = if end.is_client { (own, peer) } else { (peer, own) };
         let path = event.path.as_deref().unwrap_or_default();
         let server = match (server, path.is_empty()) {
@@ -218,10 +218,10 @@ impl<W: Write> Pcapng<W> {
 
     fn data(&mut self, key: Key, event: &Event<'_>, payload: Captured<'_>) -> io::Result<()> {
         let (Some(end), Some(direction)) = (self.ends.get_mut(&key), event.direction) else { return Ok(()) };
-        if let Some(pid) = event.pid
-            && !end.users.contains(&pid)
+        if let Some(process) = event.process()
+            && !end.users.contains(&process)
         {
-            end.users.push(pid);
+            end.users.push(process);
         }
         if !end.view.takes[index(direction)] {
             return Ok(());
@@ -353,7 +353,7 @@ impl<W: Write> Exporter for Pcapng<W> {
             EventType::Close if !is_end(event) => {}
             EventType::Close if is_live => {
                 let is_last = self.ends.get_mut(&key).is_some_and(|end| {
-                    end.users.retain(|&pid| Some(pid) != event.pid);
+                    end.users.retain(|&process| Some(process) != event.process());
                     end.users.is_empty()
                 });
                 if is_last {

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 
 use prost::Message;
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, ProcessId};
 
 use crate::processes::Processes;
 use crate::stream::{Place, Track};
@@ -38,7 +38,8 @@ struct End {
     name: String,
     /// Received, sent.
     tracks: [Track; 2],
-    lanes: HashMap<u32, Vec<Lane>>,
+    /// By the process's track.
+    lanes: HashMap<u64, Vec<Lane>>,
 }
 
 /// A track of a process and connection. Calls of several threads may overlap, and slices of one track must not.
@@ -63,7 +64,7 @@ pub struct Perfetto<W: Write> {
     writer: Writer<W>,
     processes: Processes,
     /// Track and name of each process.
-    process_tracks: HashMap<u32, (u64, String)>,
+    process_tracks: HashMap<ProcessId, (u64, String)>,
     ends: HashMap<Key, End>,
     pairs: HashMap<Key, Pair>,
     flows: u64,
@@ -95,9 +96,9 @@ impl<W: Write> Perfetto<W> {
         }
         let view = survey.view(key);
         let conversation = view.map_or(key, |view| view.conversation);
-        let peer_pid = view.and_then(|view| view.peer_pid);
+        let peer = view.and_then(|view| view.peer);
         let has_peer = view.is_some_and(|view| view.is_paired);
-        let peer = peer_pid.or(event.peer_pid.filter(|&pid| pid != 0)).map(|pid| survey.processes.label(pid));
+        let peer = peer.or(event.peer_process()).map(|process| survey.processes.label(process));
         let path = event.path.as_deref().unwrap_or_default();
         let name = match (path.is_empty(), peer) {
             (false, Some(peer)) => format!("{path} {peer}"),
@@ -148,9 +149,9 @@ impl<W: Write> Perfetto<W> {
             }
         }
         let (begin, until) = span(event, is_sent);
-        let pid = event.pid.unwrap_or(0);
-        let parent = self.writer.process(pid, &self.processes, &mut self.process_tracks)?;
-        let lane = self.writer.lane(end.lanes.entry(pid).or_default(), (begin, until), parent, &end.name)?;
+        let process = event.process().unwrap_or(ProcessId::Here(0));
+        let parent = self.writer.process(process, &self.processes, &mut self.process_tracks)?;
+        let lane = self.writer.lane(end.lanes.entry(parent).or_default(), (begin, until), parent, &end.name)?;
         sent.extend(received.part);
         let call = event.call.as_deref().unwrap_or(if is_sent { "sent" } else { "received" });
         let slice = TrackEvent {
@@ -244,20 +245,20 @@ impl<W: Write> Writer<W> {
     /// A process's track, announced when it is new or has executed another program.
     fn process(
         &mut self,
-        pid: u32,
+        process: ProcessId,
         processes: &Processes,
-        tracks: &mut HashMap<u32, (u64, String)>,
+        tracks: &mut HashMap<ProcessId, (u64, String)>,
     ) -> io::Result<u64> {
-        let name = processes.executable(pid).unwrap_or_default();
-        let name = name.rsplit('/').next().unwrap_or_default();
-        if let Some((uuid, known)) = tracks.get(&pid)
+        let name = processes.name(process).unwrap_or_default();
+        if let Some((uuid, known)) = tracks.get(&process)
             && known == name
         {
             return Ok(*uuid);
         }
-        let uuid = tracks.get(&pid).map_or_else(|| self.new_uuid(), |(uuid, _)| *uuid);
-        tracks.insert(pid, (uuid, name.to_owned()));
+        let uuid = tracks.get(&process).map_or_else(|| self.new_uuid(), |(uuid, _)| *uuid);
+        tracks.insert(process, (uuid, name.to_owned()));
         let process_name = (!name.is_empty()).then(|| name.to_owned());
+        let (ProcessId::Here(pid) | ProcessId::Elsewhere(pid)) = process;
         let process = ProcessDescriptor { pid: i32::try_from(pid).ok(), process_name };
         self.track(TrackDescriptor { uuid: Some(uuid), process: Some(process), ..TrackDescriptor::default() })?;
         Ok(uuid)
@@ -282,6 +283,10 @@ impl<W: Write> Writer<W> {
 impl<W: Write> Exporter for Perfetto<W> {
     fn event(&mut self, event: &Event<'_>, payload: Captured<'_>, survey: &Survey) -> io::Result<()> {
         self.processes.note(event);
+        // The kernel has given a number out again: another process, and another track.
+        if let (EventType::Fork, Some(process)) = (event.kind, event.process()) {
+            self.process_tracks.remove(&process);
+        }
         let Some(conn_id) = event.conn_id.as_deref() else { return Ok(()) };
         let key = survey.key(conn_id);
         if matches!(event.kind, EventType::Open | EventType::Data) {
