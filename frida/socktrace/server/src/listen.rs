@@ -3,9 +3,9 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -16,9 +16,12 @@ use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_to, connect, listen, socket_with,
 };
+use rustix::process::geteuid;
 
 /// Only the user who runs the server may send to it.
 const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// Of a socket that asks whoever connects who they are.
+const ADMITTING_MODE: u32 = 0o666;
 /// Agents that may wait to be accepted; the kernel cuts this to net.core.somaxconn (listen(2)).
 const BACKLOG: i32 = 4096;
 /// The longest path an address holds beside its final NUL (unix(7)).
@@ -77,8 +80,10 @@ pub struct Bound {
     socket: OwnedFd,
     sock_type: SockType,
     path: PathBuf,
-    /// Device and inode of the socket file.
-    identity: (u64, u64),
+    /// Device and inode of the socket file; none of an abstract address.
+    identity: Option<(u64, u64)>,
+    /// Users who may send, beside those who may write to the socket file by its mode; none: nobody else.
+    admitted: Vec<u32>,
 }
 
 impl Bound {
@@ -87,10 +92,48 @@ impl Bound {
         self.sock_type
     }
 
-    /// The path it was bound to.
+    /// The path it was bound to; `@` and a name, of an abstract address.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Lets processes of these users send, too. Whoever connects is asked for their user by `admits`, as the mode of the
+    /// socket file then keeps nobody out.
+    ///
+    /// The folder is one that only we can write to.
+    ///
+    /// # Errors
+    ///
+    /// chmod(2) has failed.
+    pub fn admit(&mut self, users: &[u32]) -> Result<()> {
+        self.admitted = users.to_vec();
+        if self.identity.is_some() {
+            let mode = fs::Permissions::from_mode(ADMITTING_MODE);
+            fs::set_permissions(&self.path, mode).with_context(|| format!("{}: chmod(2)", self.path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether whoever is at the other end of a connection may send: our user, root, or one who is admitted.
+    pub(crate) fn admits(&self, connection: &OwnedFd) -> bool {
+        // By the mode of its file, or because nobody else knows of it.
+        if self.admitted.is_empty() && self.identity.is_some() {
+            return true;
+        }
+        let user = peer_user(connection);
+        user.is_some_and(|user| user == 0 || user == geteuid().as_raw() || self.admitted.contains(&user))
+    }
+}
+
+/// Who has connected (SO_PEERCRED, unix(7)).
+fn peer_user(connection: &OwnedFd) -> Option<u32> {
+    // Not rustix's, whose pid may not be 0, as it is for a process that cannot be seen from here.
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let (fd, at) = (connection.as_raw_fd(), (&raw mut peer).cast());
+    // SAFETY: room for a `struct ucred`, and its length.
+    let failed = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut len) };
+    (failed == 0).then_some(peer.uid)
 }
 
 impl AsFd for Bound {
@@ -101,7 +144,8 @@ impl AsFd for Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity) {
+        let Some(identity) = self.identity else { return };
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == identity) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -137,11 +181,29 @@ pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound> {
     rustix::fs::fchmod(&socket, SOCKET_MODE).context("fchmod(2) on the socket")?;
     bind_to(&socket, &address).map_err(|e| explain(path, e))?;
     let metadata = fs::symlink_metadata(path).with_context(|| format!("{}: gone again", path.display()))?;
-    let bound = Bound { socket, sock_type, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
+    let identity = Some((metadata.dev(), metadata.ino()));
+    let bound = Bound { socket, sock_type, path: path.to_owned(), identity, admitted: Vec::new() };
     if sock_type == SockType::Stream {
         listen(&bound.socket, BACKLOG).with_context(|| format!("{}: listen(2)", path.display()))?;
     }
     Ok(bound)
+}
+
+/// Binds a non-blocking stream socket to an abstract address, which has no file: processes reach it whatever root and mounts
+/// they have. Only our user, root, and who is admitted may send to it.
+///
+/// # Errors
+///
+/// One line that has the name: it is in use, or too long.
+pub fn bind_abstract(name: &str) -> Result<Bound> {
+    let path = PathBuf::from(format!("@{name}"));
+    let shown = path.display();
+    let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).with_context(|| format!("{shown}: too long"))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context("socket(2)")?;
+    bind_to(&socket, &address).with_context(|| format!("{shown}: cannot bind the socket"))?;
+    listen(&socket, BACKLOG).with_context(|| format!("{shown}: listen(2)"))?;
+    Ok(Bound { socket, sock_type: SockType::Stream, path, identity: None, admitted: Vec::new() })
 }
 
 /// Makes room for a new socket if a dead one is in its place, and refuses whatever else is there.

@@ -77,7 +77,7 @@ pub fn run(bound: &Bound, stop: &Stop, sink: &mut dyn Sink) -> io::Result<&'stat
     let sink = &mut Joined::new(sink);
     let mut source: Box<dyn Source + '_> = match bound.sock_type() {
         SockType::Dgram => Box::new(dgram::Datagrams::new(bound.as_fd())),
-        SockType::Stream => Box::new(stream::Agents::new(bound.as_fd())?),
+        SockType::Stream => Box::new(stream::Agents::new(bound)?),
     };
     let handoff = Handoff::default();
     let mut streams = decode::Streams::default();

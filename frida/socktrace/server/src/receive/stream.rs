@@ -14,6 +14,7 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use super::Source;
 use super::ancillary::{Came, receive};
 use super::handoff::{Handoff, Part};
+use crate::listen::Bound;
 use crate::notice::notice;
 
 /// The most that is read from one agent before the others have their turn, in bytes.
@@ -27,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listening socket and the agents that have connected.
 pub(super) struct Agents<'a> {
-    listener: BorrowedFd<'a>,
+    listener: &'a Bound,
     epoll: OwnedFd,
     /// By descriptor number, which is what epoll hands back.
     agents: HashMap<u64, OwnedFd>,
@@ -42,7 +43,7 @@ fn key(fd: impl AsFd) -> u64 {
 }
 
 impl<'a> Agents<'a> {
-    pub(super) fn new(listener: BorrowedFd<'a>) -> io::Result<Self> {
+    pub(super) fn new(listener: &'a Bound) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut agents = Self {
             listener,
@@ -83,6 +84,9 @@ impl<'a> Agents<'a> {
                 // An agent that left before it was accepted, or nobody there.
                 Err(_) => return Ok(accepted),
             };
+            if !self.listener.admits(&socket) {
+                continue;
+            }
             if self.shut {
                 let _ = shutdown(&socket, Shutdown::Read);
             }
