@@ -5,9 +5,9 @@
 
 use core::ffi::{CStr, c_char, c_int};
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::fs::stat;
 
 use crate::{params, process};
 
@@ -26,6 +26,9 @@ static PROBE_PATH: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 /// The file beside it with its parameters.
 static PARAMS_PATH: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
+/// Which file that is: device, inode number, and when it was last changed. Another one by its name is not ours.
+static PARAMS_FILE: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
 /// Makes executed programs load the probe from this path, which stays in memory for good.
 pub(crate) fn follow(path: &'static CStr) {
     let bytes = path.to_bytes();
@@ -35,6 +38,10 @@ pub(crate) fn follow(path: &'static CStr) {
     unsafe {
         params.copy_from_nonoverlapping(folder.as_ptr(), folder.len());
         params.add(folder.len()).copy_from_nonoverlapping(PARAMS_NAME.as_ptr(), PARAMS_NAME.len());
+    }
+    // SAFETY: NUL-terminated, as above, and in memory for good.
+    if let Some(file) = identity(unsafe { CStr::from_ptr(params.cast()) }) {
+        PARAMS_FILE.iter().zip(file).for_each(|(to, value)| to.store(value, Ordering::Relaxed));
     }
     PARAMS_PATH.store(params.cast(), Ordering::Relaxed);
     PROBE_PATH.store(path.as_ptr().cast_mut(), Ordering::Release);
@@ -85,7 +92,16 @@ unsafe fn preloads(envp: *const *const c_char, probe: &CStr) -> (Preloads, usize
 fn is_there() -> bool {
     let params = PARAMS_PATH.load(Ordering::Relaxed);
     // SAFETY: set by `follow` before the path of the probe, without which nobody asks.
-    process::is_confined() || accessat(CWD, unsafe { CStr::from_ptr(params) }, Access::EXISTS, AtFlags::empty()).is_ok()
+    process::is_confined() || identity(unsafe { CStr::from_ptr(params) }).is_some_and(is_ours)
+}
+
+fn is_ours(file: [u64; 4]) -> bool {
+    PARAMS_FILE.iter().zip(file).all(|(ours, value)| ours.load(Ordering::Relaxed) == value)
+}
+
+fn identity(path: &CStr) -> Option<[u64; 4]> {
+    let stat = stat(path).ok()?;
+    Some([stat.st_dev, stat.st_ino, stat.st_ctime.cast_unsigned(), stat.st_ctime_nsec])
 }
 
 /// Calls `exec` with an environment that is `envp` with the probe in LD_PRELOAD, or without it if it is gone.

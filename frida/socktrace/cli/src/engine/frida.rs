@@ -2,11 +2,13 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::Mode;
+use rustix::process::umask;
 use serde_json::{Value, json};
 
 use super::{Parameters, Place};
@@ -14,6 +16,8 @@ use crate::program;
 
 const HOW_TO_GET_IT: &str = "install it with `pip install frida-tools`, or name it with --frida or $SOCKTRACE_FRIDA";
 const AGENT: &str = "agent.js";
+/// What nobody else may do with the files that Frida makes.
+const OTHERS_WRITE: Mode = Mode::WGRP.union(Mode::WOTH);
 
 /// A Frida to load the agent with.
 #[derive(Debug)]
@@ -72,6 +76,15 @@ impl Frida {
         } else {
             command.arg("-l").arg(&agent).arg("-P").arg(parameters.to_string()).args(["-q", "--eternalize"]);
         }
+        // Frida executes files that it puts there, and has a socket there, by a name that everybody knows.
+        command.env("TMPDIR", place.path(""));
+        // SAFETY: umask(2) is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                umask(umask(OTHERS_WRITE) | OTHERS_WRITE);
+                Ok(())
+            })
+        };
         // What it prints is for us; the terminal is the program's.
         let output = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
         let output = output.with_context(|| format!("{}: cannot be started", self.command.display()))?;
@@ -95,26 +108,6 @@ fn complaint(said: &str, success: bool) -> Option<String> {
     (!success).then(|| format!("Frida: {}", lines().next_back().unwrap_or("it failed and did not say why")))
 }
 
-/// Why we may not look into a process, if we may not: what a debugger is refused, Frida is, too (ptrace(2), "Ptrace
-/// access mode checking").
-pub fn refusal(pid: u32) -> Option<String> {
-    if !Path::new(&format!("/proc/{pid}")).exists() {
-        return Some(format!("process {pid}: no such process"));
-    }
-    let error = fs::OpenOptions::new().read(true).open(format!("/proc/{pid}/mem")).err()?;
-    if error.kind() != std::io::ErrorKind::PermissionDenied {
-        return Some(format!("process {pid}: cannot be attached to: {error}"));
-    }
-    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let permit = match scope.trim() {
-        "1" => "root or CAP_SYS_PTRACE would, or `sysctl kernel.yama.ptrace_scope=0` for processes of your own",
-        "2" => "root or CAP_SYS_PTRACE would (kernel.yama.ptrace_scope is 2)",
-        "3" => "nothing would: kernel.yama.ptrace_scope is 3; after a reboot with another value, root",
-        _ => "root or CAP_SYS_PTRACE would",
-    };
-    Some(format!("process {pid}: not permitted: {permit}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,11 +129,5 @@ mod tests {
     fn how_to_get_it() {
         let error = Frida::find(Some(Path::new("/no/frida"))).unwrap_err().to_string();
         assert!(error.contains("--frida /no/frida") && error.contains("pip install frida-tools"));
-    }
-
-    #[test]
-    fn who_may_be_attached_to() {
-        assert_eq!(refusal(std::process::id()), None);
-        assert_eq!(refusal(i32::MAX as u32).unwrap(), format!("process {}: no such process", i32::MAX));
     }
 }
