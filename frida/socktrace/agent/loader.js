@@ -60,8 +60,9 @@ function load(given) {
   const complaint = probe.init(text.bytes, text.length);
   if (!complaint.isNull()) {
     const message = complaint.readUtf8String();
-    /* By a script that was loaded before this one. */
+    /* By a script that was loaded before this one, or by LD_PRELOAD. */
     if (message === 'already') {
+      console.warn('socktrace: is traced already, by whoever was first: nothing has changed');
       return probe;
     }
     throw new Error('socktrace: ' + message);

@@ -1,7 +1,5 @@
 //! `socktrace attach`: running processes, through Frida.
 
-use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,15 +7,18 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use socktrace_server::{Stop, notice, raise_descriptor_limit};
+use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
+use socktrace_server::{Bound, Stop, notice, raise_descriptor_limit};
 
 use crate::args::{AttachArgs, OnFullArg};
-use crate::engine::frida::{Frida, refusal};
+use crate::engine::frida::Frida;
+use crate::engine::place::is_reached_by;
+use crate::engine::target::{self, Probe};
 use crate::engine::{Parameters, Place, preload};
 use crate::live::Live;
 use crate::packets::Keep;
-use crate::program;
+
+const NEVER_HEARD: &str = "the probe was loaded and could not reach the collector: is the process in a sandbox?";
 
 /// A process that the agent is in.
 struct Target {
@@ -32,20 +33,9 @@ pub fn attach(args: &AttachArgs) -> Result<ExitCode> {
 
 /// The same, with what is captured going to `keep`.
 pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
-    let mut pids = args.target_pids.clone();
-    if let Some(name) = &args.name {
-        let found = named(name);
-        if found.is_empty() {
-            bail!("no process is named {name}");
-        }
-        pids.extend(found);
-    }
-    pids.sort_unstable();
-    pids.dedup();
-    for &pid in &pids {
-        if let Some(why) = refusal(pid).or_else(|| program::hindrance_of_process(pid)) {
-            bail!("{why}");
-        }
+    let pids = willing(wanted(args)?);
+    if pids.is_empty() {
+        return Ok(ExitCode::FAILURE);
     }
     let frida = Frida::find(args.frida.as_deref())?;
     raise_descriptor_limit();
@@ -53,11 +43,12 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
     let kept = keep.open()?;
     let stop = Stop::on_signals()?;
     let place = Place::new()?;
-    let parameters = Parameters::new(&place, &args.capture, OnFullArg::Drop, args.children);
+    let (bound, pids) = bind_for(&place, pids)?;
+    let parameters = Parameters::new(&place, &bound, &args.capture, OnFullArg::Drop, args.children);
     if args.children {
         preload::prepare(&place, &parameters)?;
     }
-    let live = Live::start(place.bind()?, &args.filter, kept, &args.view)?;
+    let live = Live::start(bound, &args.filter, kept, &args.view)?;
     let mut targets = Vec::new();
     for pid in pids {
         // Opened first, so that it is no other process that gets the number while Frida takes its time.
@@ -65,7 +56,7 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
             notice(&format!("process {pid}: no such process"));
             continue;
         };
-        match frida.inject(pid, &place, &parameters) {
+        match inject(&frida, pid, &place, &parameters) {
             Ok(()) => targets.push(Target { pid, pidfd }),
             Err(error) => notice(&format!("{error:#}")),
         }
@@ -84,17 +75,94 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
     // First, for Frida's own traffic is none of the user's.
     live.stop();
     for target in &targets {
-        if let Err(error) = frida.stop(target.pid, &place) {
+        let stopped = frida.stop(target.pid, &place);
+        if let (Err(error), false) = (stopped, has_ended(&target.pidfd)) {
             notice(&format!("the hooks stay in, quiet: {error:#}"));
         }
     }
     let removal = place.remove();
-    removal.finish(live.finish(reason, "the probe never loaded", false));
-    Ok(ExitCode::SUCCESS)
+    let ended = live.finish(reason, NEVER_HEARD, false);
+    removal.finish(ended.processes_go_on);
+    Ok(if ended.heard_of_probes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The processes that are asked for.
+fn wanted(args: &AttachArgs) -> Result<Vec<u32>> {
+    let mut pids = args.target_pids.clone();
+    if let Some(name) = &args.name {
+        let found = target::named(name);
+        if found.is_empty() {
+            bail!("no process is named {name}");
+        }
+        pids.extend(found);
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
+}
+
+/// Those of them that Frida can be asked into; says of the others why not.
+fn willing(mut pids: Vec<u32>) -> Vec<u32> {
+    pids.retain(|&pid| {
+        let why = target::refusal(pid).or_else(|| match target::probe_in(pid) {
+            Probe::ReportsTo(collector) => Some(format!("process {pid}: is traced by {} already", named(collector))),
+            Probe::Absent | Probe::Idle => None,
+        });
+        why.inspect(|why| notice(why)).is_none()
+    });
+    pids
+}
+
+/// A process, in words.
+fn named(pid: u32) -> String {
+    format!("{}[{pid}]", target::name_of(pid).unwrap_or_else(|| "another socktrace".into()))
+}
+
+/// Binds the collector's socket where the processes reach it, by a path if all do; says which ones do not.
+fn bind_for(place: &Place, mut pids: Vec<u32>) -> Result<(Bound, Vec<u32>)> {
+    let mut bound = place.bind()?;
+    let reach_it = |bound: &Bound, pid| is_reached_by(pid, bound.path());
+    if !pids.iter().all(|&pid| reach_it(&bound, pid)) {
+        if pids.iter().all(|&pid| target::has_our_network(pid)) {
+            bound = place.bind_abstract()?;
+        } else {
+            pids.retain(|&pid| {
+                let is_reached = reach_it(&bound, pid);
+                if !is_reached {
+                    notice(&format!(
+                        "process {pid}: has its own root or mounts, where {} is not, and its own network namespace: \
+                         TMPDIR may name a folder that it shares with us",
+                        bound.path().display()
+                    ));
+                }
+                is_reached
+            });
+        }
+    }
+    let me = geteuid().as_raw();
+    let mut others: Vec<_> = pids.iter().flat_map(|&pid| target::users(pid)).filter(|&user| user != me).collect();
+    others.sort_unstable();
+    others.dedup();
+    if !others.is_empty() {
+        bound.admit(&others)?;
+    }
+    Ok((bound, pids))
+}
+
+/// Has Frida put the probe in. One that was left there, by a socktrace that was killed, is taken over.
+fn inject(frida: &Frida, pid: u32, place: &Place, parameters: &Parameters) -> Result<()> {
+    if target::probe_in(pid) == Probe::Idle {
+        frida.stop(pid, place)?;
+    }
+    frida.inject(pid, place, parameters)
 }
 
 fn open(pid: u32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid.cast_signed())?, PidfdFlags::empty()).ok()
+}
+
+fn has_ended(process: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Waits for a signal, the time, or the end of all processes; keeps those that still run.
@@ -122,18 +190,4 @@ fn wait(stop: &Stop, targets: &mut Vec<Target>, time: Option<Duration>) -> Resul
             return Ok("the processes have ended");
         }
     }
-}
-
-/// Processes of this name that we may look into.
-fn named(name: &str) -> Vec<u32> {
-    let own = std::process::id();
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_named = |pid: u32| {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let exe = fs::read_link(format!("/proc/{pid}/exe")).ok();
-        comm.trim_end_matches('\n') == name
-            || exe.as_deref().and_then(Path::file_name).is_some_and(|file| file.to_str() == Some(name))
-    };
-    pids.filter(|&pid| pid != own && is_named(pid)).collect()
 }

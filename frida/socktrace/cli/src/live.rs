@@ -86,6 +86,15 @@ impl Tracer {
     }
 }
 
+/// What there is to say about the processes at the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Whether there are traced processes that go on.
+    pub processes_go_on: bool,
+    /// Whether any probe has reported.
+    pub heard_of_probes: bool,
+}
+
 /// The collector, on a thread of its own.
 pub struct Live {
     stop: StopHandle,
@@ -142,12 +151,12 @@ impl Live {
     /// Takes what has arrived, shows the end, and says what was lost, or why nothing was seen.
     ///
     /// `never_loaded` says what it may mean that no probe was heard of, `leaves` whether to name the processes that go
-    /// on; whether there are such is what it returns.
-    pub fn finish(self, reason: &str, never_loaded: &str, leaves: bool) -> bool {
+    /// on.
+    pub fn finish(self, reason: &str, never_loaded: &str, leaves: bool) -> Ended {
         self.stop();
         let Ok((result, mut tracer)) = self.thread.join() else {
             notice("the collector has failed: what was recorded is not complete");
-            return true;
+            return Ended { processes_go_on: true, heard_of_probes: true };
         };
         tracer.view.finish(&mut tracer.lines);
         tracer.hand_on();
@@ -165,7 +174,9 @@ impl Live {
             notice(&format!("LOST: the collector has failed ({error}): what was recorded is not complete"));
         }
         tracer.view.losses().iter().for_each(|sentence| notice(sentence));
-        if let Some(silence) = tracer.view.silence() {
+        let silence = tracer.view.silence();
+        let heard_of_probes = !matches!(silence, Some(Silence::NeverLoaded));
+        if let Some(silence) = silence {
             explain(silence, never_loaded);
         }
         let running = tracer.view.running();
@@ -178,7 +189,7 @@ impl Live {
                 pids.join(", ")
             ));
         }
-        !running.is_empty()
+        Ended { processes_go_on: !running.is_empty(), heard_of_probes }
     }
 }
 

@@ -73,9 +73,14 @@ fn is_executable(path: &Path) -> Result<(), Errno> {
     access(path, Access::EXEC_OK)
 }
 
-/// What keeps a probe out of a program, in words that say what would work; None if nothing is known to.
-pub fn hindrance(path: &Path) -> Option<String> {
+/// What keeps a probe out of a program, in words that say what would work; None if nothing is known to. `arguments` are
+/// those that it is given, without its name.
+pub fn hindrance(path: &Path, arguments: &[OsString]) -> Option<String> {
     let mut path = path.to_owned();
+    // It loads the program itself, and what LD_PRELOAD names before.
+    if is_dynamic_linker(&path) {
+        path = program_of_linker(arguments)?;
+    }
     for _ in 0..MAX_INTERPRETERS {
         match interpreter(&path) {
             Some(next) => path = next,
@@ -101,6 +106,38 @@ fn interpreter(path: &Path) -> Option<PathBuf> {
     let line = line.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;
     let name = line.trim_ascii().split(|&b| matches!(b, b' ' | b'\t')).next().filter(|name| !name.is_empty())?;
     Some(PathBuf::from(OsStr::from_bytes(name)))
+}
+
+/// Whether a file is a dynamic linker, which is a library without an interpreter (ld.so(8)).
+fn is_dynamic_linker(path: &Path) -> bool {
+    let Ok(path) = fs::canonicalize(path) else { return false };
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let is_named_so = [&b"ld-"[..], b"ld.so", b"libc.so", b"libc.musl-"].iter().any(|start| name.starts_with(start));
+    is_named_so && image(&path) == Some(Image::Static)
+}
+
+/// The program that a dynamic linker is told to load: what is behind its options, some of which take a value.
+fn program_of_linker(arguments: &[OsString]) -> Option<PathBuf> {
+    const TAKE_A_VALUE: [&str; 7] = [
+        "--library-path",
+        "--inhibit-rpath",
+        "--audit",
+        "--preload",
+        "--argv0",
+        "--glibc-hwcaps-prepend",
+        "--glibc-hwcaps-mask",
+    ];
+    let mut arguments = arguments.iter();
+    loop {
+        let argument = arguments.next()?;
+        if !argument.as_bytes().starts_with(b"--") {
+            // The linker does not look into PATH.
+            return Some(PathBuf::from(argument));
+        }
+        if TAKE_A_VALUE.iter().any(|option| argument == option) {
+            arguments.next();
+        }
+    }
 }
 
 /// What kind of executable a file is.
@@ -173,6 +210,9 @@ fn privilege(path: &Path) -> Option<&'static str> {
 /// What keeps a probe out of a running process's program.
 pub fn hindrance_of_process(pid: u32) -> Option<String> {
     let exe = PathBuf::from(format!("/proc/{pid}/exe"));
+    if is_dynamic_linker(&exe) {
+        return None;
+    }
     image(&exe).and_then(Image::complaint).map(|complaint| format!("process {pid}: {complaint}"))
 }
 
@@ -198,11 +238,25 @@ mod tests {
         let script = folder.path().join("script");
         fs::write(&script, "#! /bin/sh -e\necho\n").unwrap();
         assert_eq!(interpreter(&script), Some("/bin/sh".into()));
-        assert_eq!(hindrance(&script), None);
+        assert_eq!(hindrance(&script, &[]), None);
         fs::write(&script, "no script").unwrap();
         assert_eq!(interpreter(&script), None);
         fs::write(&script, "#!").unwrap();
-        assert_eq!((interpreter(&script), hindrance(&script)), (None, None));
+        assert_eq!((interpreter(&script), hindrance(&script, &[])), (None, None));
+    }
+
+    #[test]
+    fn the_dynamic_linker_loads_a_program() {
+        let linker = Path::new("/lib64/ld-linux-x86-64.so.2");
+        if !linker.exists() {
+            return;
+        }
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(is_dynamic_linker(linker) && !is_dynamic_linker(Path::new("/bin/sh")));
+        assert_eq!(hindrance(linker, &words("/bin/sh -c true")), None);
+        assert_eq!(hindrance(linker, &words("--argv0 x --library-path /lib /bin/sh")), None);
+        assert_eq!(program_of_linker(&words("--argv0 x --list /bin/sh -c")), Some("/bin/sh".into()));
+        assert_eq!(program_of_linker(&words("--version")), None);
     }
 
     #[test]

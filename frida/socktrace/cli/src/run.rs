@@ -49,12 +49,13 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
     };
     let by_frida = args.engine == EngineArg::Frida;
     let frida = by_frida.then(|| Frida::find(args.frida.as_deref())).transpose()?;
-    let hindrance = program::hindrance(&path);
+    let hindrance = program::hindrance(&path, &args.program[1..]);
     if let Some(hindrance) = &hindrance {
         notice(hindrance);
     }
     let place = Place::new()?;
-    let parameters = Parameters::new(&place, &args.capture, OnFullArg::Block, !args.no_children);
+    let bound = place.bind()?;
+    let parameters = Parameters::new(&place, &bound, &args.capture, OnFullArg::Block, !args.no_children);
     let library = match (&args.gadget, by_frida) {
         (Some(gadget), _) => Some(gadget::prepare(&place, gadget, &parameters)?),
         (None, true) if parameters.follow_children => {
@@ -67,7 +68,7 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
     // While Ctrl-C still works: a FIFO is opened when its reader comes.
     let kept = keep.open()?;
     let signals = Signals::catch().context("catching signals")?;
-    let live = Live::start(place.bind()?, &args.filter, kept, &args.view)?;
+    let live = Live::start(bound, &args.filter, kept, &args.view)?;
     let start = Start {
         path: &path,
         arguments: &args.program,
@@ -102,7 +103,7 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
     // Processes left behind need not find the collector's socket any more, and nothing of ours stays if we are killed
     // while somebody reads the end.
     let removal = place.remove();
-    removal.finish(live.finish("the program has ended", never_loaded, true));
+    removal.finish(live.finish("the program has ended", never_loaded, true).processes_go_on);
     Ok(exit_code(status))
 }
 

@@ -126,16 +126,6 @@ fn json_on_standard_output() {
 }
 
 #[test]
-fn nothing_is_left_behind() {
-    let talker = Talker::build(&[]);
-    let tmp = talker.path("tmp");
-    fs::create_dir(&tmp).unwrap();
-    let traced = outcome(socktrace(&["run", "--", talker.program(), &talker.path("sock")]).env("TMPDIR", &tmp));
-    assert!(traced.err.contains("\"answer\""), "{}", traced.err);
-    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
-}
-
-#[test]
 fn a_tmpdir_that_does_not_do() {
     let talker = Talker::build(&[]);
     for name in ["with space", "with:colon", &"long".repeat(40)] {
@@ -390,4 +380,34 @@ fn a_tree_of_processes() {
     assert!(!traced.err.contains("LOST"), "{}", traced.err);
     let alone = run(&["run", "--no-children", "--", &script, "1", "x"]);
     assert!(alone.out.contains("done") && !alone.err.contains("question"), "{}", alone.err);
+}
+
+#[test]
+fn what_is_closed_stays_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    const OPEN: &str = r#"
+#include <fcntl.h>
+int main(void) { return 40 + (fcntl(0, F_GETFD) != -1) + 2 * (fcntl(1, F_GETFD) != -1) + 4 * (fcntl(2, F_GETFD) != -1); }
+"#;
+    let program = compile(folder.path(), "open", OPEN, &[]);
+    let run = format!("{} run -o /dev/null -- ", harness::SOCKTRACE);
+    for closed in ["", "0<&-", "1>&-", "2>&-", "0<&- 1>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"] {
+        let code = |run: &str| {
+            let script = format!("exec {closed}; exec {run}{}", program.display());
+            std::process::Command::new("sh").args(["-c", &script]).status().unwrap().code()
+        };
+        assert_eq!(code(&run), code(""), "{closed}");
+    }
+}
+
+#[test]
+fn the_dynamic_linker_as_the_program() {
+    let linker = "/lib64/ld-linux-x86-64.so.2";
+    if !std::path::Path::new(linker).exists() {
+        return;
+    }
+    let talker = Talker::build(&[]);
+    let traced = run(&["run", "--", linker, talker.program(), &talker.path("sock")]);
+    assert_eq!(traced.code, Some(42), "{}", traced.err);
+    assert!(traced.err.contains("\"answer\"") && !traced.err.contains("static"), "{}", traced.err);
 }

@@ -20,12 +20,21 @@ use signal_hook::low_level::siginfo::Cause;
 /// it back to the default in children, which is not always what the program would find without us.
 static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
+/// Which of standard input, output and error were closed when we were started: Rust's runtime opens /dev/null in their
+/// place, which the program would not find without us.
+static WERE_CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+
 #[used]
 #[unsafe(link_section = ".init_array")]
-static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
+static NOTE: extern "C" fn() = note_what_there_is;
 
-extern "C" fn note_sigpipe() {
+/// Before Rust's runtime.
+extern "C" fn note_what_there_is() {
     SIGPIPE_WAS_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed);
+    for (number, was_closed) in (0..).zip(&WERE_CLOSED) {
+        // SAFETY: only asks.
+        was_closed.store(unsafe { libc::fcntl(number, libc::F_GETFD) } == -1, Ordering::Relaxed);
+    }
 }
 
 fn is_ignored(signal: i32) -> bool {
@@ -109,7 +118,17 @@ pub fn start(start: &Start<'_>, signals: &Signals) -> io::Result<Child> {
     }
     let (traced, mask, sigttou) = (start.traced, signals.mask, signals.sigttou);
     let sigpipe = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);
+    let mut closed = WERE_CLOSED.each_ref().map(|was_closed| was_closed.load(Ordering::Relaxed));
+    match start.streams {
+        Streams::Ours => {}
+        Streams::OutputToError => closed[1] = false,
+        Streams::None => (closed[0], closed[1]) = (false, false),
+    }
     let before_exec = move || {
+        for (number, _) in (0..).zip(closed).filter(|(_, was_closed)| *was_closed) {
+            // SAFETY: what the runtime has opened there is used by nobody in this child.
+            unsafe { libc::close(number) };
+        }
         if sigpipe {
             // SAFETY: ignoring a signal runs no code.
             unsafe {
