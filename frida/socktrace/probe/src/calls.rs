@@ -66,11 +66,13 @@ pub(crate) const VANISHED: &str = "vanished";
 /// Reports that a socket can be reached at its path.
 pub(crate) fn report_listening(connection: &Connection, ts_ns: u64) {
     let description = connection.description();
+    let values = [Ext::SocketType(description.socket_type as u8), Ext::Inode(description.inode)];
     let event = Event {
         fd: description.fd,
         path: description.path.as_bytes(),
         conn: [description.how.as_bytes(), b"", b""],
-        values: &[Ext::Inode(description.inode), Ext::SocketType(description.socket_type as u8)],
+        // An inode number that is not known, under a seccomp filter, is left out.
+        values: &values[..if description.inode == 0 { 1 } else { 2 }],
         ..Event::new(FrameType::Listen, ts_ns)
     };
     if emit(&event, &[]) {
@@ -130,8 +132,11 @@ pub(crate) fn catch_up(fd: i32, slot: Slot) {
 /// Makes every descriptor that leads to `old` lead to `new`.
 fn move_descriptors(old: Handle, new: Slot, fd: i32) {
     let Some(before) = old.get() else { return };
-    let fds = if before.has_other_descriptors() { 0..descriptors::len() } else { fd..fd + 1 };
-    for fd in fds {
+    let fds = if before.has_other_descriptors() { (0, descriptors::LAST) } else { (fd, fd) };
+    descriptors::for_each_known(fds.0, fds.1, |fd, slot| {
+        if slot != Slot::Traced(old) {
+            return;
+        }
         // Counted first: the new record must not look free in between.
         if let Some(connection) = new.connection() {
             connection.add_descriptor();
@@ -141,7 +146,7 @@ fn move_descriptors(old: Handle, new: Slot, fd: i32) {
         if let Some(left) = left {
             left.remove_descriptor();
         }
-    }
+    });
 }
 
 /// socket(2).
@@ -413,13 +418,14 @@ pub(crate) fn closed_range(first: u32, last: u32, how: &str) {
     if !process::owns_descriptors() {
         return;
     }
-    let end = descriptors::len().cast_unsigned().min(last.saturating_add(1));
-    for fd in first.min(end)..end {
-        let fd = fd.cast_signed();
-        if descriptors::get(fd) != Slot::Unknown {
-            ended(descriptors::replace(fd, Slot::Unknown), fd, how);
-        }
+    // At most LAST, which is an i32.
+    let bound = |fd: u32| fd.min(descriptors::LAST.cast_unsigned()).cast_signed();
+    if first > descriptors::LAST.cast_unsigned() {
+        return;
     }
+    descriptors::for_each_known(bound(first), bound(last), |fd, _| {
+        ended(descriptors::replace(fd, Slot::Unknown), fd, how);
+    });
 }
 
 /// recvmsg(2): a descriptor that came with a message.
@@ -440,9 +446,24 @@ pub(crate) fn fetched(fd: i32) {
     }
 }
 
+/// prctl(2)'s operation that puts the thread under a seccomp filter.
+pub(crate) const PR_SET_SECCOMP: i32 = 22;
+
+/// The program is about to put itself under a seccomp filter, under which the kernel may not be asked any more: asks now
+/// what the descriptors are that have come in messages and were not used yet.
+pub(crate) fn before_filter() {
+    if process::is_confined() || !process::owns_descriptors() {
+        return;
+    }
+    descriptors::for_each_known(0, descriptors::LAST, |fd, slot| {
+        if slot == Slot::Arrived {
+            scan::discover(fd);
+        }
+    });
+}
+
 /// prctl(2): notes that a filter is in force.
 pub(crate) fn prctl(result: i32, operation: i32) {
-    const PR_SET_SECCOMP: i32 = 22;
     if result == 0 && operation == PR_SET_SECCOMP {
         process::set_confined();
     }

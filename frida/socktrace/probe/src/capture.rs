@@ -260,6 +260,9 @@ impl Call {
                 _ => None,
             };
         };
+        if handle.get().is_none_or(Connection::is_of_former_start) {
+            return self.connection_anew(handle, ts_ns, moved);
+        }
         if process::is_confined() {
             return Some(handle);
         }
@@ -290,6 +293,29 @@ impl Call {
             Slot::Traced(handle) => Some(handle),
             _ => None,
         }
+    }
+
+    /// Whose bytes these are, if the record that was found when the call was entered is not in use any more: the probe was
+    /// stopped and started anew while the call waited, or the connection was closed and its record taken for another.
+    #[cold]
+    fn connection_anew(&self, handle: Handle, ts_ns: u64, moved: &Moved) -> Option<Handle> {
+        let before = handle.get().map(|connection| connection.description().inode);
+        let now = match descriptors::get(self.fd) {
+            Slot::Traced(now) => Some(now),
+            Slot::Other | Slot::Foreign => None,
+            Slot::Unknown | Slot::Arrived => match scan::discover(self.fd) {
+                Slot::Traced(now) => Some(now),
+                _ => None,
+            },
+        };
+        let same = now.filter(|now| {
+            let inode = now.get().map(|connection| connection.description().inode);
+            before.is_some() && inode == before && before != Some(0)
+        });
+        if same.is_none() && descriptors::is_tracing() {
+            count_loss(moved.total, ts_ns, Cause::Unattributed);
+        }
+        same
     }
 
     /// Whether a result of 0 is a message without bytes, not the end of what can be received or nothing at all.

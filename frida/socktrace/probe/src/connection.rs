@@ -1,4 +1,4 @@
-//! The sockets that are traced: a fixed pool of records, read without locks.
+//! The sockets that are traced: a pool of records that grows, read without locks.
 //!
 //! A record's description never changes while anybody can see it: a socket that is bound or connected gets a new
 //! record. Records are reused round robin, as late as possible, and every reuse changes the record's generation, so a
@@ -6,13 +6,14 @@
 //! cannot know any more. Nothing has to be given back by a thread that is cancelled or jumps out of a signal handler.
 
 use core::cell::UnsafeCell;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use gttr::{Direction, MAX_CONN_ID_LEN};
 
 use crate::name::{Identity, MAX_PATH_LEN, Text, connection_id};
 use crate::params::{self, Complaint};
-use crate::process;
+use crate::{descriptors, process};
 
 /// What a socket is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +53,13 @@ pub(crate) struct Description {
 }
 
 /// A traced socket.
+#[repr(align(64))]
 pub(crate) struct Connection {
+    /// Counts the uses of the record, modulo 2^[`GENERATION_BITS`]. Never begins anew while the process lives, also when
+    /// the probe is stopped and started.
     generation: AtomicU32,
+    /// The start of the probe that it was made in.
+    epoch: AtomicU32,
     /// Descriptors that lead here; 0: free.
     descriptors: AtomicU32,
     /// The transport's session in which its open or listen frame was delivered; 0: in none.
@@ -65,60 +71,103 @@ pub(crate) struct Connection {
     description: UnsafeCell<Description>,
 }
 
-/// One use of a record.
+/// One use of a record: the record's address, and its generation at the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Handle {
-    index: u32,
+    connection: NonNull<Connection>,
     generation: u32,
 }
 
-/// Index bits in a packed handle; two bits below it are the table's.
-const INDEX_BITS: u32 = 30;
+/// Bits of a user-space address: the kernel gives none above them that was not asked for by a hint (mmap(2)).
+const ADDRESS_BITS: u32 = 47;
+/// Records are aligned to so many bits (`repr(align)`), which an address does not need.
+const ALIGNMENT_BITS: u32 = 6;
+/// What is left of 62 bits: the two bits below a packed handle are the table's.
+const GENERATION_BITS: u32 = 62 - (ADDRESS_BITS - ALIGNMENT_BITS);
+const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
 
 impl Handle {
-    /// As 62 bits.
+    /// As 62 bits, never 0.
+    #[inline]
     pub(crate) fn pack(self) -> u64 {
-        u64::from(self.generation) << INDEX_BITS | u64::from(self.index)
+        u64::from(self.generation) << (ADDRESS_BITS - ALIGNMENT_BITS) | self.connection.as_ptr() as u64 >> ALIGNMENT_BITS
     }
 
+    /// What [`Handle::pack`] packed.
+    #[inline]
     pub(crate) fn unpack(bits: u64) -> Self {
-        // Both halves were packed from 32 and INDEX_BITS bits.
-        Self { index: bits as u32 & ((1 << INDEX_BITS) - 1), generation: (bits >> INDEX_BITS) as u32 }
+        let address = (bits << ALIGNMENT_BITS) & ((1 << ADDRESS_BITS) - 1);
+        // SAFETY: only what `pack` gave is unpacked, which was the address of a record.
+        let connection = unsafe { NonNull::new_unchecked(address as *mut Connection) };
+        Self { connection, generation: (bits >> (ADDRESS_BITS - ALIGNMENT_BITS)) as u32 }
     }
 
     /// The record, if it has not been reused.
+    #[inline]
     pub(crate) fn get(self) -> Option<&'static Connection> {
-        let connection = POOL.get(self.index)?;
+        // SAFETY: records stay mapped for good.
+        let connection = unsafe { self.connection.as_ref() };
         (connection.generation.load(Ordering::Acquire) == self.generation).then_some(connection)
     }
 }
 
+/// Records in chunks, each twice as long as the one before it: the first has [`FIRST_LEN`].
 struct Pool {
-    records: AtomicPtr<Connection>,
+    chunks: [AtomicPtr<Connection>; MAX_CHUNKS],
+    /// Records that there are.
     len: AtomicU32,
+    /// Records that lead somewhere.
+    used: AtomicU32,
     cursor: AtomicU32,
 }
 
-static POOL: Pool =
-    Pool { records: AtomicPtr::new(core::ptr::null_mut()), len: AtomicU32::new(0), cursor: AtomicU32::new(0) };
+/// Records of the first chunk: some 350 KiB, of which a program with few sockets touches a part.
+const FIRST_LEN: u32 = 256;
+/// Two records for each of the most descriptors that a table has room for.
+const MAX_CHUNKS: usize = 16;
+
+static POOL: Pool = Pool {
+    chunks: [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CHUNKS],
+    len: AtomicU32::new(0),
+    used: AtomicU32::new(0),
+    cursor: AtomicU32::new(0),
+};
 
 impl Pool {
-    fn get(&self, index: u32) -> Option<&'static Connection> {
-        if index >= self.len.load(Ordering::Acquire) {
-            return None;
+    /// The record at an index below `len`.
+    fn at(&self, index: u32) -> Option<&'static Connection> {
+        let from_first = index + FIRST_LEN;
+        let chunk = (from_first / FIRST_LEN).ilog2();
+        let first = self.chunks.get(chunk as usize)?.load(Ordering::Acquire);
+        let offset = from_first - (FIRST_LEN << chunk);
+        // SAFETY: null, or mapped with so many zeroed records for good; a zeroed record is a valid one.
+        (!first.is_null()).then(|| unsafe { &*first.add(offset as usize) })
+    }
+
+    /// Adds a chunk, so that there are more than `len` records; whether there are.
+    #[cold]
+    fn grow(&self, len: u32) -> bool {
+        let chunk = (len + FIRST_LEN) / FIRST_LEN;
+        let number = chunk.ilog2() as usize;
+        let Some(slot) = self.chunks.get(number) else { return false };
+        let records = FIRST_LEN << number;
+        let Ok(made) = params::map(records as usize * size_of::<Connection>()) else { return false };
+        if slot.compare_exchange(core::ptr::null_mut(), made.cast(), Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // Another thread was first.
+            // SAFETY: mapped a moment ago with this length, and nobody's.
+            unsafe { params::unmap(made, records as usize * size_of::<Connection>()) };
         }
-        // SAFETY: `init` mapped `len` zeroed records for good, and a zeroed record is a valid one.
-        Some(unsafe { &*self.records.load(Ordering::Relaxed).add(index as usize) })
+        self.len.fetch_max(len + records, Ordering::AcqRel);
+        true
     }
 }
 
-/// Makes a pool for as many descriptors; twice as many records, so that closed ones rest before they are reused.
-pub(crate) fn init(max_fds: u32) -> Result<(), Complaint> {
-    let len = max_fds * 2;
-    let records = params::map(len as usize * size_of::<Connection>())?;
-    POOL.records.store(records.cast(), Ordering::Relaxed);
-    POOL.len.store(len, Ordering::Release);
-    Ok(())
+/// Makes the first records.
+pub(crate) fn init() -> Result<(), Complaint> {
+    if POOL.len.load(Ordering::Acquire) != 0 || POOL.grow(0) {
+        return Ok(());
+    }
+    Err("no memory for the probe in this process")
 }
 
 /// What a new record is made of.
@@ -134,17 +183,26 @@ pub(crate) struct New<'a> {
     pub(crate) ts_ns: u64,
 }
 
-/// Makes a record with one descriptor.
+/// Makes a record with one descriptor; `None` if there is no memory for it.
 pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
-    let len = POOL.len.load(Ordering::Acquire);
+    let mut len = POOL.len.load(Ordering::Acquire);
+    // As many records rest as are in use, so that a thread that was blocked in a call finds whose bytes it has.
+    if POOL.used.load(Ordering::Relaxed) >= len / 2 && !process::is_confined() {
+        POOL.grow(len);
+        len = POOL.len.load(Ordering::Acquire);
+    }
     for _ in 0..len {
         let index = POOL.cursor.fetch_add(1, Ordering::Relaxed) % len;
-        let connection = POOL.get(index)?;
+        let connection = POOL.at(index)?;
         let free = connection.descriptors.load(Ordering::Relaxed) == 0;
         if !free || connection.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             continue;
         }
-        let generation = connection.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        POOL.used.fetch_add(1, Ordering::Relaxed);
+        // One more use; the claim above makes this thread the only one to write it.
+        let generation = (connection.generation.load(Ordering::Relaxed) + 1) & GENERATION_MASK;
+        connection.generation.store(generation, Ordering::Release);
+        connection.epoch.store(descriptors::epoch(), Ordering::Relaxed);
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
         connection.successor.store(0, Ordering::Relaxed);
@@ -172,7 +230,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         };
         // SAFETY: the record was free and is claimed; handles to its former uses no longer lead here.
         unsafe { connection.description.get().write(description) };
-        return Some(Handle { index, generation });
+        return Some(Handle { connection: NonNull::from(connection), generation });
     }
     None
 }
@@ -182,6 +240,11 @@ impl Connection {
         // SAFETY: written before the handle that led here was given out, and not again before the pool has gone
         // round, which `Handle::get` notices.
         unsafe { &*self.description.get() }
+    }
+
+    /// Whether it is of a time before the probe was stopped and started anew.
+    pub(crate) fn is_of_former_start(&self) -> bool {
+        self.epoch.load(Ordering::Relaxed) != descriptors::epoch()
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -196,7 +259,11 @@ impl Connection {
     /// One descriptor less; whether it was the last. Its id and path stay readable until the pool has gone round.
     pub(crate) fn remove_descriptor(&self) -> bool {
         let less = |n: u32| n.checked_sub(1);
-        self.descriptors.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less) == Ok(1)
+        let was_last = self.descriptors.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less) == Ok(1);
+        if was_last {
+            POOL.used.fetch_sub(1, Ordering::Relaxed);
+        }
+        was_last
     }
 
     pub(crate) fn has_other_descriptors(&self) -> bool {

@@ -166,14 +166,15 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
     let params = params::get();
     process::init()?;
     transport::init()?;
-    connection::init(params.max_fds)?;
+    connection::init()?;
+    descriptors::init()?;
     say(FrameType::Init, describe(params).as_bytes());
     announce(FrameType::Start, None);
     if let Some(path) = params.preload() {
         exec::follow(path);
     }
     // Last: from here on, hooks report.
-    descriptors::init(params.max_fds)?;
+    descriptors::begin();
     params.ignored().for_each(|fd| socktrace_ignore(fd));
     Ok(())
 }
@@ -232,8 +233,7 @@ fn name_of_process() -> [u8; COMM_LEN] {
 /// Says that a descriptor has a number that the table has no room for.
 pub(crate) fn report_beyond_table(fd: i32) {
     let mut text = Text::<128>::new();
-    let max_fds = descriptors::len();
-    let _ = write!(text, "descriptor {fd} is not traced, nor any from max_fds={max_fds} up: raise max_fds");
+    let _ = write!(text, "descriptor {fd} is not traced: the highest that can be is {}", descriptors::LAST);
     say(FrameType::Error, text.as_bytes());
 }
 

@@ -228,7 +228,7 @@ pub(crate) struct Identity {
     pub(crate) fd: i32,
     pub(crate) ts_ms: u64,
     pub(crate) pid: u32,
-    /// Inode number of the socket: machine-wide, so it tells containers with the same pids apart.
+    /// Inode number of the socket: machine-wide, so it tells containers with the same pids apart. 0: not known.
     pub(crate) inode: u64,
     /// Number of the connection within its process, for a datagram socket that is connected twice in a millisecond.
     pub(crate) count: u32,
@@ -239,7 +239,7 @@ pub(crate) struct Identity {
 /// Makes a connection's id of its path (shown at its front, for people) and its identity.
 pub(crate) fn connection_id(path: &[u8], identity: &Identity) -> Text<MAX_CONN_ID_LEN> {
     let mut id = Text::new();
-    if let (true, Identity { inode, mate: mate @ 1.., .. }) = (path.is_empty(), identity) {
+    if let (true, Identity { inode: inode @ 1.., mate: mate @ 1.., .. }) = (path.is_empty(), identity) {
         // The same for both ends.
         let _ = write!(id, "socketpair={}+{}", inode.min(mate), inode.max(mate));
         return with_identity(id, identity);
@@ -256,7 +256,12 @@ pub(crate) fn connection_id(path: &[u8], identity: &Identity) -> Text<MAX_CONN_I
 fn with_identity(mut id: Text<MAX_CONN_ID_LEN>, identity: &Identity) -> Text<MAX_CONN_ID_LEN> {
     let Identity { fd, ts_ms, pid, inode, count, .. } = identity;
     // Cannot be cut: the numbers' longest forms are within ID_TAIL_LEN.
-    let _ = write!(id, ":fd={fd}:t={ts_ms}:p={pid}:i={inode}:n={count}");
+    let _ = write!(id, ":fd={fd}:t={ts_ms}:p={pid}");
+    // Not known under a seccomp filter, where the kernel may not be asked.
+    if *inode != 0 {
+        let _ = write!(id, ":i={inode}");
+    }
+    let _ = write!(id, ":n={count}");
     id
 }
 
@@ -273,6 +278,8 @@ mod tests {
         assert!(id.as_bytes().ends_with(b":n=4294967295"));
         let id = connection_id(b"/tmp/demo.sock", &Identity { fd: 8, ts_ms: 1, pid: 2, inode: 3, count: 4, mate: 0 });
         assert_eq!(id.as_bytes(), b"_tmp_demo.sock:fd=8:t=1:p=2:i=3:n=4");
+        let id = connection_id(b"", &Identity { fd: 8, ts_ms: 1, pid: 2, inode: 0, count: 4, mate: 0 });
+        assert_eq!(id.as_bytes(), b"unnamed:fd=8:t=1:p=2:n=4");
     }
 
     #[test]

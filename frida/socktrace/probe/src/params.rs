@@ -5,7 +5,7 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Bytes of `sun_path` less its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -44,7 +44,7 @@ pub(crate) struct Params {
     /// The server's socket, NUL-free.
     pub(crate) out_socket_path: &'static [u8],
     pub(crate) transport: Transport,
-    /// Descriptors from 0 that are traced.
+    /// Descriptors below this are looked at when the probe is loaded, whether they are sockets that exist already.
     pub(crate) max_fds: u32,
     /// Bytes captured of a call's payload.
     pub(crate) max_bytes: u64,
@@ -238,6 +238,16 @@ pub(crate) fn map(len: usize) -> Result<*mut u8, Complaint> {
     // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
     let at = unsafe { mmap_anonymous(core::ptr::null_mut(), len, protection, flags) };
     at.map(|at| at.cast()).map_err(|_| "no memory for the probe in this process")
+}
+
+/// Gives back what [`map`] gave.
+///
+/// # Safety
+///
+/// It was mapped with this length, and nobody uses it.
+pub(crate) unsafe fn unmap(at: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    let _ = unsafe { munmap(at.cast(), len) };
 }
 
 #[cfg(test)]

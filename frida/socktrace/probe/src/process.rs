@@ -200,7 +200,7 @@ fn after_fork(pid: u32) {
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         guest::after_fork();
         let announcement = crate::transport::after_fork();
-        if descriptors::len() > 0 {
+        if descriptors::is_tracing() {
             crate::control::announce(gttr::FrameType::Fork, announcement);
         }
     }
@@ -215,7 +215,7 @@ pub(crate) fn is_started() -> bool {
 /// in the shared memory is its parent's.
 pub(crate) fn owns_descriptors() -> bool {
     // Hooks of a preloaded probe run before it is started, or although it could not be.
-    descriptors::len() > 0 && !who().is_guest
+    descriptors::is_tracing() && !who().is_guest
 }
 
 /// The parent's process id; 0: the parent is in another pid namespace.

@@ -34,20 +34,21 @@ pub(crate) struct Found {
     pub(crate) listeners: u32,
 }
 
-/// Looks at every descriptor in the table.
+/// Looks at every descriptor below `max_fds`.
 pub(crate) fn all() -> Found {
     if !for_each_open(look_at) {
-        (0..descriptors::len()).for_each(look_at);
+        // At most MAX_MAX_FDS.
+        (0..params::get().max_fds.cast_signed()).for_each(look_at);
     }
     DONE.store(true, Ordering::Relaxed);
     let mut found = Found::default();
-    for fd in 0..descriptors::len() {
-        match descriptors::get(fd).connection().map(|connection| connection.kind()) {
+    descriptors::for_each_known(0, descriptors::LAST, |_, slot| {
+        match slot.connection().map(|connection| connection.kind()) {
             Some(Kind::Listening) => found.listeners += 1,
             Some(_) => found.connections += 1,
             None => {}
         }
-    }
+    });
     found
 }
 
@@ -68,7 +69,7 @@ fn for_each_open(mut call: impl FnMut(i32)) -> bool {
     while let Some(entry) = entries.next() {
         let Ok(entry) = entry else { return false };
         let fd = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
-        if let Some(fd) = fd.filter(|&fd| fd < descriptors::len() && fd != folder.as_raw_fd()) {
+        if let Some(fd) = fd.filter(|&fd: &i32| fd.cast_unsigned() < params::get().max_fds && fd != folder.as_raw_fd()) {
             call(fd);
         }
     }
@@ -148,7 +149,7 @@ fn is_owners(fd: BorrowedFd<'_>) -> bool {
     let mut path = Text::<MAX_FD_PATH_LEN>::new();
     let _ = write!(path, "/proc/{}/fd/{}", process::own_pid(), fd.as_raw_fd());
     let (Some(path), Ok(own)) = (path.as_c_str(), rustix::fs::fstat(fd)) else { return false };
-    descriptors::len() > 0 && rustix::fs::stat(path).is_ok_and(|owners| owners.st_ino == own.st_ino)
+    descriptors::is_tracing() && rustix::fs::stat(path).is_ok_and(|owners| owners.st_ino == own.st_ino)
 }
 
 /// Makes a descriptor of a socket that another descriptor here leads to lead to its record, as dup(2) would: it came in a
@@ -166,12 +167,14 @@ pub(crate) fn join(fd: i32) -> Option<Slot> {
         return None;
     }
     let inode = stat.st_ino;
-    let known = |other: i32| {
-        let slot = descriptors::get(other);
-        let connection = slot.connection().filter(|connection| connection.description().inode == inode)?;
-        Some((slot, connection))
-    };
-    let (slot, connection) = (0..descriptors::len()).filter(|&other| other != fd).find_map(known)?;
+    let mut known = None;
+    descriptors::for_each_known(0, descriptors::LAST, |other, slot| {
+        let same = slot.connection().filter(|connection| connection.description().inode == inode);
+        if let (true, None, Some(connection)) = (other != fd, known, same) {
+            known = Some((slot, connection));
+        }
+    });
+    let (slot, connection) = known?;
     connection.add_descriptor();
     if descriptors::replace_if(fd, before, slot) {
         calls::catch_up(fd, slot);
@@ -242,11 +245,11 @@ pub(crate) fn own_path(fd: i32) -> SocketPath {
     SocketPath::of(&own.unwrap_or(Address::Unnamed), c"/proc/self/cwd")
 }
 
-/// Whether a descriptor is beyond `max_fds`, and so not traced; the first such is reported.
+/// Whether a descriptor is beyond what the table is made for, and so not traced; the first such is reported.
 pub(crate) fn is_beyond_table(fd: i32) -> bool {
     static NOTED: AtomicBool = AtomicBool::new(false);
-    let beyond = fd >= descriptors::len();
-    if beyond && descriptors::len() > 0 && !NOTED.swap(true, Ordering::Relaxed) {
+    let beyond = !descriptors::has_place(fd);
+    if beyond && fd >= 0 && descriptors::is_tracing() && !NOTED.swap(true, Ordering::Relaxed) {
         crate::control::report_beyond_table(fd);
     }
     beyond

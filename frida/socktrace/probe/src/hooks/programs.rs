@@ -107,6 +107,9 @@ hooks! {
 
     /// Every register passed through: how many arguments there are depends on the first.
     fn prctl[PRCTL](operation: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int |libc| {
+        if operation == calls::PR_SET_SECCOMP {
+            calls::before_filter();
+        }
         let result = libc(operation, a, b, c, d);
         calls::prctl(result, operation);
         result

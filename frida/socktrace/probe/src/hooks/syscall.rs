@@ -4,7 +4,7 @@ use core::ffi::{c_long, c_ulong, c_void};
 use core::sync::atomic::AtomicPtr;
 
 use super::{Hook, Syscall, dispatch, libc_function, number};
-use crate::{guest, process};
+use crate::{calls, guest, process};
 
 static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -30,6 +30,9 @@ unsafe extern "C-unwind" fn syscall(
         // Whatever it makes may share our memory.
         if matches!(number, number::CLONE | number::VFORK | number::CLONE3) {
             guest::be_wary();
+        }
+        if number == number::SECCOMP {
+            calls::before_filter();
         }
         let result = libc(number, a, b, c, d, e, f);
         // seccomp(2) has no function of its own in libc.

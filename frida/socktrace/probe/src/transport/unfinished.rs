@@ -96,7 +96,7 @@ fn was_left(found: u64, frame: usize) -> bool {
 
 /// The threads whose notes these were are not in the child.
 pub(super) fn after_fork() {
-    if descriptors::len() > 0 {
+    if descriptors::is_tracing() {
         OPEN.iter().for_each(|note| note.store(0, Ordering::Relaxed));
     }
 }
