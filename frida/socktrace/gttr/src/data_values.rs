@@ -27,6 +27,13 @@ impl DataValues {
     #[inline(always)]
     pub fn to_bytes(&self) -> [u8; DATA_VALUES_LEN] {
         let mut bytes = [0; DATA_VALUES_LEN];
+        self.write_to(&mut bytes);
+        bytes
+    }
+
+    /// Writes them as on the wire, all of it.
+    #[inline(always)]
+    pub fn write_to(&self, bytes: &mut [u8; DATA_VALUES_LEN]) {
         let (ids, longs) = bytes.split_at_mut(2 * 8);
         let mut id = |at: usize, tag: u16, value: u32| {
             let value = u64::from(value) << 32 | 4 << 16 | u64::from(tag);
@@ -44,6 +51,5 @@ impl DataValues {
         long(2, 6, self.total);
         long(3, 7, self.offset);
         long(4, 26, self.duration_ns);
-        bytes
     }
 }

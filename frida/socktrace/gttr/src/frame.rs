@@ -205,7 +205,14 @@ impl Header {
     /// The header as it goes on the wire.
     #[inline(always)]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
-        let mut b = [0; HEADER_LEN];
+        let mut bytes = [0; HEADER_LEN];
+        self.write_to(&mut bytes);
+        bytes
+    }
+
+    /// Writes the header as it goes on the wire, all of it.
+    #[inline(always)]
+    pub fn write_to(&self, b: &mut [u8; HEADER_LEN]) {
         b[0..4].copy_from_slice(&MAGIC);
         b[4] = VERSION;
         b[5] = self.kind.to_wire();
@@ -213,11 +220,11 @@ impl Header {
         b[8..16].copy_from_slice(&self.ts_ms.to_le_bytes());
         b[16..20].copy_from_slice(&self.fd.to_le_bytes());
         b[20] = self.direction.to_wire();
+        b[21] = 0;
         b[22..24].copy_from_slice(&self.ext_len.to_le_bytes());
         b[24..26].copy_from_slice(&self.path_len.to_le_bytes());
         b[26..28].copy_from_slice(&self.conn_len.to_le_bytes());
         b[28..32].copy_from_slice(&self.payload_len.to_le_bytes());
-        b
     }
 
     /// Reads and checks a header.

@@ -10,7 +10,7 @@ use rustix::net::sockopt::socket_domain;
 
 use crate::descriptors::{self, Slot};
 use crate::name::{SocketPath, Text};
-use crate::{calls, process, scan};
+use crate::{calls, process, scan, stack};
 
 const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;
@@ -66,6 +66,11 @@ impl Ancillary {
         if self.is_empty() || !process::owns_descriptors() {
             return;
         }
+        // SAFETY: the caller's promise.
+        stack::on_own(|| unsafe { self.take_note(over) });
+    }
+
+    unsafe fn take_note(&self, over: i32) {
         let slot = if descriptors::get(over) == Slot::Foreign { Slot::Foreign } else { Slot::Arrived };
         // SAFETY: the caller's promise.
         unsafe {

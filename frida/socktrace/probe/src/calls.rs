@@ -13,7 +13,7 @@ use crate::connection::{self, Connection, Description, Handle, Kind, New, SOCK_D
 use crate::descriptors::{self, Slot};
 use crate::emit::{Event, emit};
 use crate::name::SocketPath;
-use crate::{announce, params, process, scan, transport};
+use crate::{announce, params, process, scan, stack, transport};
 
 /// The type's bits in socket(2)'s second argument; the others are flags.
 const SOCK_TYPE_MASK: i32 = 0xf;
@@ -40,7 +40,7 @@ pub(crate) fn ended(slot: Slot, fd: i32, how: &str) {
         transport::distrust();
     }
     if connection.remove_descriptor() && connection.kind() == Kind::Open {
-        report_close(connection, fd, how);
+        stack::on_own(|| report_close(connection, fd, how));
     }
 }
 
@@ -157,7 +157,7 @@ pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
     if domain != i32::from(AF_UNIX) {
         return install(fd, Slot::Other);
     }
-    made(fd, socket_type, "socket", inode(fd), 0);
+    stack::on_own(|| made(fd, socket_type, "socket", inode(fd), 0));
 }
 
 /// socketpair(2). Open from the start, but announced with its first bytes: most pairs are a program's own plumbing.
@@ -165,12 +165,14 @@ pub(crate) fn socketpair(pair: [i32; 2], domain: i32, socket_type: i32) {
     if domain != i32::from(AF_UNIX) || !process::owns_descriptors() {
         return;
     }
-    let [one, other] = pair.map(inode);
-    for (fd, inode, mate) in [(pair[0], one, other), (pair[1], other, one)] {
-        if !scan::is_beyond_table(fd) {
-            made(fd, socket_type, "socketpair", inode, mate);
+    stack::on_own(|| {
+        let [one, other] = pair.map(inode);
+        for (fd, inode, mate) in [(pair[0], one, other), (pair[1], other, one)] {
+            if !scan::is_beyond_table(fd) {
+                made(fd, socket_type, "socketpair", inode, mate);
+            }
         }
-    }
+    });
 }
 
 fn made(fd: i32, socket_type: i32, how: &'static str, inode: u64, mate: u64) {
@@ -203,9 +205,12 @@ fn known(fd: i32) -> Option<Handle> {
 
 /// bind(2).
 pub(crate) fn bind(result: i32, fd: i32, address: *const c_void, len: usize) {
-    if result != 0 || !process::owns_descriptors() {
-        return;
+    if result == 0 && process::owns_descriptors() {
+        stack::on_own(|| bound(fd, address, len));
     }
+}
+
+fn bound(fd: i32, address: *const c_void, len: usize) {
     // SAFETY: the kernel has just read it for the program at this length.
     let Some(given) = (unsafe { Address::read(address, len) }) else { return };
     let Some(handle) = known(fd) else { return };
@@ -241,9 +246,12 @@ pub(crate) fn bind(result: i32, fd: i32, address: *const c_void, len: usize) {
 
 /// listen(2), which programs also call again to change the backlog.
 pub(crate) fn listen(result: i32, fd: i32) {
-    if result != 0 || !process::owns_descriptors() {
-        return;
+    if result == 0 && process::owns_descriptors() {
+        stack::on_own(|| listening(fd));
     }
+}
+
+fn listening(fd: i32) {
     let Some(handle) = known(fd) else { return };
     let Some(connection) = handle.get() else { return };
     if connection.kind() == Kind::Listening {
@@ -263,9 +271,12 @@ pub(crate) fn listen(result: i32, fd: i32) {
 
 /// connect(2).
 pub(crate) fn connect(result: i32, fd: i32, address: *const c_void, len: usize) {
-    if result != 0 || !process::owns_descriptors() {
-        return;
+    if result == 0 && process::owns_descriptors() {
+        stack::on_own(|| connected(fd, address, len));
     }
+}
+
+fn connected(fd: i32, address: *const c_void, len: usize) {
     let Some(handle) = known(fd) else { return };
     let Some(connection) = handle.get() else { return };
     let ts_ns = now_ns();
@@ -297,12 +308,12 @@ pub(crate) fn connect(result: i32, fd: i32, address: *const c_void, len: usize) 
 
 /// accept(2) and accept4(2).
 pub(crate) fn accept(fd: i32, listener: i32, how: &'static str) {
-    if fd < 0 || !process::owns_descriptors() {
-        return;
+    if fd >= 0 && process::owns_descriptors() && !scan::is_beyond_table(fd) {
+        stack::on_own(|| accepted(fd, listener, how));
     }
-    if scan::is_beyond_table(fd) {
-        return;
-    }
+}
+
+fn accepted(fd: i32, listener: i32, how: &'static str) {
     // Asked first: the listener may be one that is not known yet.
     let Some(listening) = known(listener).and_then(Handle::get) else {
         return install(fd, Slot::Other);
@@ -380,7 +391,7 @@ pub(crate) fn duplicated(from: i32, to: i32) {
     }
     let slot = match descriptors::get(from) {
         // Now, so that both lead to one record: found one by one, the end of either would be the connection's.
-        Slot::Arrived => scan::discover(from),
+        Slot::Arrived => stack::on_own(|| scan::discover(from)),
         slot => slot,
     };
     if scan::is_beyond_table(to) {
@@ -395,9 +406,12 @@ pub(crate) fn duplicated(from: i32, to: i32) {
 
 /// shutdown(2).
 pub(crate) fn shutdown(result: i32, fd: i32, which: i32) {
-    if result != 0 {
-        return;
+    if result == 0 && !descriptors::is_other(fd) {
+        stack::on_own(|| shut(fd, which));
     }
+}
+
+fn shut(fd: i32, which: i32) {
     let Some(connection) = known(fd).and_then(Handle::get) else { return };
     if connection.kind() != Kind::Open || !connection.description().wanted {
         return;
@@ -442,7 +456,7 @@ pub(crate) fn arrived(fd: i32, slot: Slot) {
 pub(crate) fn fetched(fd: i32) {
     if fd >= 0 && process::owns_descriptors() && !scan::is_beyond_table(fd) {
         install(fd, Slot::Arrived);
-        scan::join(fd);
+        stack::on_own(|| scan::join(fd));
     }
 }
 
@@ -455,9 +469,10 @@ pub(crate) fn before_filter() {
     if process::is_confined() || !process::owns_descriptors() {
         return;
     }
+    stack::open_all();
     descriptors::for_each_known(0, descriptors::LAST, |fd, slot| {
         if slot == Slot::Arrived {
-            scan::discover(fd);
+            stack::on_own(|| scan::discover(fd));
         }
     });
 }

@@ -19,7 +19,7 @@ use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit};
 use crate::name::SocketPath;
 use crate::scratch::Scratch;
-use crate::{params, process, scan, sys, transport};
+use crate::{params, process, scan, stack, sys, transport};
 
 pub(crate) use buffers::{Buffers, IoVec};
 pub(crate) use file::Source;
@@ -28,7 +28,8 @@ pub(crate) use file::Source;
 pub(crate) struct Call {
     name: &'static str,
     fd: i32,
-    slot: Slot,
+    /// A [`Slot`], packed: what the descriptor was when it was entered.
+    slot: u64,
     /// When it was entered, nanoseconds since the Unix epoch; 0: there was no reason to look.
     entered_ns: u64,
 }
@@ -71,6 +72,14 @@ impl Details {
     pub(crate) const NONE: Self = Self { flags: 0, truncated: Truncated::Maybe, ancillary: Ancillary::NONE };
 }
 
+/// A message: its bytes, whom it was sent to or came from where the call names one, and what else there is to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message {
+    pub(crate) buffers: Buffers,
+    pub(crate) peer: Peer,
+    pub(crate) details: Details,
+}
+
 /// What a call moved.
 struct Moved {
     direction: Direction,
@@ -110,7 +119,7 @@ impl Call {
 
     #[inline]
     fn enter(name: &'static str, fd: i32, answered_by_sockets_only: bool) -> Self {
-        let mut call = Self { name, fd, slot: descriptors::get(fd), entered_ns: 0 };
+        let mut call = Self { name, fd, slot: descriptors::get_packed(fd), entered_ns: 0 };
         if !call.is_idle(answered_by_sockets_only) {
             call.entered_ns = now_ns();
         }
@@ -123,6 +132,12 @@ impl Call {
         (&raw const *self).addr()
     }
 
+    /// What the descriptor was when the call was entered.
+    #[inline]
+    fn slot(&self) -> Slot {
+        Slot::unpack(self.slot)
+    }
+
     /// The descriptor.
     pub(crate) fn fd(&self) -> i32 {
         self.fd
@@ -131,7 +146,7 @@ impl Call {
     /// Whether there is nothing to report, in as few instructions as can be.
     #[inline]
     fn is_idle(&self, answered_by_sockets_only: bool) -> bool {
-        match self.slot {
+        match Slot::unpack(self.slot) {
             Slot::Other | Slot::Foreign => true,
             Slot::Unknown => !answered_by_sockets_only,
             Slot::Arrived | Slot::Traced(_) => false,
@@ -144,7 +159,7 @@ impl Call {
     pub(crate) fn keeps_messages_apart(&self, room: usize) -> bool {
         /// MAX_RW_COUNT of the kernel: beyond it, read(2) and recvmsg(2) are not alike.
         const MAX_ROOM: usize = 0x7fff_f000;
-        let Slot::Traced(handle) = self.slot else { return false };
+        let Slot::Traced(handle) = self.slot() else { return false };
         handle.get().is_some_and(|connection| connection.description().socket_type != SOCK_STREAM)
             && room <= MAX_ROOM
             && !process::is_confined()
@@ -152,7 +167,7 @@ impl Call {
 
     /// Whether messages may have addresses of their own; of a socket that is not known yet, they may.
     pub(crate) fn is_of_datagrams(&self) -> bool {
-        match self.slot {
+        match self.slot() {
             Slot::Traced(handle) => handle.get().is_some_and(|it| it.description().socket_type == SOCK_DGRAM),
             _ => !self.is_idle(true),
         }
@@ -161,41 +176,60 @@ impl Call {
     /// Reports bytes that a call of the read(2) family moved.
     #[inline]
     pub(crate) fn moved(&self, direction: Direction, result: isize, buffers: Buffers) {
-        if result > 0 && !self.is_idle(false) {
-            self.report_moved(direction, result.unsigned_abs() as u64, buffers);
+        if result > 0 && !self.is_idle(false) && !self.reported_fast(direction, result, buffers.only()) {
+            self.report_bytes(direction, result, buffers);
+        }
+    }
+
+    /// Apart, as all that takes another way than the common one, which so has a small frame on the stack.
+    #[inline(never)]
+    fn report_bytes(&self, direction: Direction, result: isize, buffers: Buffers) {
+        self.report(&Moved::bytes(direction, result.unsigned_abs() as u64), |data| data.emit(&buffers));
+    }
+
+    /// Reports bytes that are in one buffer, if that can be done in the common way; whether it was.
+    #[inline]
+    fn reported_fast(&self, direction: Direction, result: isize, only: Option<IoVec>) -> bool {
+        // The clock is read here, because the kernel's code for that wants room on the stack, too.
+        only.filter(|_| matches!(self.slot(), Slot::Traced(_)) && transport::ring().is_some())
+            .is_some_and(|buffer| self.report_fast(direction, result.unsigned_abs() as u64, buffer, now_ns()))
+    }
+
+    /// Reports a message that a call of the send(2) family sent. `buffer` is where its bytes are, if they are in one piece and
+    /// nothing else is to be said of it; `message` gives all there is, and is not called if that suffices.
+    #[inline]
+    pub(crate) fn sent(&self, result: isize, buffer: Option<IoVec>, message: impl FnOnce() -> Message) {
+        if result >= 0 && !self.is_idle(true) && !self.reported_fast(Direction::Out, result, buffer) {
+            self.report_message(Direction::Out, result, message);
+        }
+    }
+
+    /// Reports a message that is in one piece, and of which nothing else is to be said, if that can be done in the common
+    /// way, or there is nothing to report; whether it was.
+    #[inline]
+    pub(crate) fn sent_plain(&self, result: isize, only: Option<IoVec>) -> bool {
+        self.is_idle(true) || self.reported_fast(Direction::Out, result, only)
+    }
+
+    /// The same of one that was received.
+    #[inline]
+    pub(crate) fn received_plain(&self, result: isize, only: Option<IoVec>) -> bool {
+        self.is_idle(true) || self.reported_fast(Direction::In, result, only)
+    }
+
+    /// The same as [`Call::sent`] of a message that a call of the recv(2) family received.
+    #[inline]
+    pub(crate) fn received(&self, result: isize, buffer: Option<IoVec>, message: impl FnOnce() -> Message) {
+        if result >= 0 && !self.is_idle(true) && !self.reported_fast(Direction::In, result, buffer) {
+            self.report_message(Direction::In, result, message);
         }
     }
 
     #[inline(never)]
-    fn report_moved(&self, direction: Direction, total: u64, buffers: Buffers) {
-        if !self.report_fast(direction, total, &buffers) {
-            self.report(&Moved::bytes(direction, total), |data| data.emit(&buffers));
-        }
-    }
-
-    /// Reports a message that a call of the send(2) family sent, to `peer` where the call names one.
-    #[inline]
-    pub(crate) fn sent(&self, result: isize, buffers: Buffers, peer: Peer, details: Details) {
-        if result >= 0 && !self.is_idle(true) {
-            self.report_message(Direction::Out, result, buffers, peer, details);
-        }
-    }
-
-    /// Reports a message that a call of the recv(2) family received, from `peer` where the call names one.
-    #[inline]
-    pub(crate) fn received(&self, result: isize, buffers: Buffers, peer: Peer, details: Details) {
-        if result >= 0 && !self.is_idle(true) {
-            self.report_message(Direction::In, result, buffers, peer, details);
-        }
-    }
-
-    #[inline(never)]
-    fn report_message(&self, direction: Direction, result: isize, buffers: Buffers, peer: Peer, details: Details) {
-        let total = result.unsigned_abs() as u64;
-        let is_plain = details.flags == 0 && details.ancillary.is_empty();
-        if !is_plain || !self.report_fast(direction, total, &buffers) {
-            self.report(&Moved { peer, details, ..Moved::bytes(direction, total) }, |data| data.emit(&buffers));
-        }
+    fn report_message(&self, direction: Direction, result: isize, message: impl FnOnce() -> Message) {
+        let Message { buffers, peer, details } = message();
+        let moved = Moved { peer, details, ..Moved::bytes(direction, result.unsigned_abs() as u64) };
+        self.report(&moved, |data| data.emit(&buffers));
     }
 
     /// Reports bytes that a call moved past the program's memory.
@@ -218,6 +252,10 @@ impl Call {
 
     #[inline(never)]
     fn report(&self, moved: &Moved, emit: impl FnOnce(&Data<'_>)) {
+        stack::on_own(|| self.report_here(moved, emit));
+    }
+
+    fn report_here(&self, moved: &Moved, emit: impl FnOnce(&Data<'_>)) {
         let now = now_ns();
         let entered_ns = if self.entered_ns == 0 { now } else { self.entered_ns };
         // What is sent may arrive before the call returns; what is received was there before it did.
@@ -254,7 +292,7 @@ impl Call {
     /// Whose bytes these are. A number may have been closed behind libc's back and reused, so the socket itself is
     /// looked at.
     fn connection(&self, ts_ns: u64, moved: &Moved) -> Option<Handle> {
-        let Slot::Traced(handle) = self.slot else {
+        let Slot::Traced(handle) = self.slot() else {
             return match scan::discover(self.fd) {
                 Slot::Traced(handle) => Some(handle),
                 _ => None,
@@ -278,7 +316,7 @@ impl Call {
         if found == known && found.is_some() {
             return Some(handle);
         }
-        if descriptors::get(self.fd) != self.slot {
+        if descriptors::get(self.fd) != self.slot() {
             // Closed through libc while the call went on, as we know: the bytes are the old connection's.
             return Some(handle);
         }
@@ -286,8 +324,8 @@ impl Call {
             count_loss(moved.total, ts_ns, Cause::Unattributed);
             return None;
         }
-        if process::owns_descriptors() && descriptors::replace_if(self.fd, self.slot, Slot::Arrived) {
-            calls::ended(self.slot, self.fd, VANISHED);
+        if process::owns_descriptors() && descriptors::replace_if(self.fd, self.slot(), Slot::Arrived) {
+            calls::ended(self.slot(), self.fd, VANISHED);
         }
         match scan::discover(self.fd) {
             Slot::Traced(handle) => Some(handle),

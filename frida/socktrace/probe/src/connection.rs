@@ -90,7 +90,8 @@ impl Handle {
     /// As 62 bits, never 0.
     #[inline]
     pub(crate) fn pack(self) -> u64 {
-        u64::from(self.generation) << (ADDRESS_BITS - ALIGNMENT_BITS) | self.connection.as_ptr() as u64 >> ALIGNMENT_BITS
+        u64::from(self.generation) << (ADDRESS_BITS - ALIGNMENT_BITS)
+            | self.connection.as_ptr() as u64 >> ALIGNMENT_BITS
     }
 
     /// What [`Handle::pack`] packed.

@@ -17,7 +17,7 @@ use crate::name::Text;
 use crate::params::{self, Complaint, Params, Transport};
 use crate::peer::MAX_EXE_LEN;
 use crate::sys::{COMM_LEN, thread_name};
-use crate::{clock, connection, descriptors, exec, patch, process, scan, transport};
+use crate::{clock, connection, descriptors, exec, patch, process, scan, stack, transport};
 
 /// Bytes of the extension values of an event that shows the path of an executable.
 pub(crate) const EXE_EXT_LEN: usize = MAX_EXE_LEN + 192;
@@ -164,6 +164,7 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
     params::set(text)?;
     scan::reset();
     let params = params::get();
+    stack::init();
     process::init()?;
     transport::init()?;
     connection::init()?;
@@ -232,6 +233,10 @@ fn name_of_process() -> [u8; COMM_LEN] {
 
 /// Says that a descriptor has a number that the table has no room for.
 pub(crate) fn report_beyond_table(fd: i32) {
+    stack::on_own(|| tell_of_beyond_table(fd));
+}
+
+fn tell_of_beyond_table(fd: i32) {
     let mut text = Text::<128>::new();
     let _ = write!(text, "descriptor {fd} is not traced: the highest that can be is {}", descriptors::LAST);
     say(FrameType::Error, text.as_bytes());

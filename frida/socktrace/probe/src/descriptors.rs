@@ -22,6 +22,7 @@ pub(crate) enum Slot {
 }
 
 impl Slot {
+    #[inline]
     fn pack(self) -> u64 {
         match self {
             Self::Unknown => 0,
@@ -32,7 +33,9 @@ impl Slot {
         }
     }
 
-    fn unpack(bits: u64) -> Self {
+    /// What `pack` packed.
+    #[inline]
+    pub(crate) fn unpack(bits: u64) -> Self {
         match bits & 3 {
             0 => Self::Unknown,
             1 if bits == 5 => Self::Foreign,
@@ -110,7 +113,8 @@ fn clear() {
             if entry.slot.load(Ordering::Relaxed) == Slot::Unknown.pack() {
                 continue;
             }
-            if let Some(connection) = Slot::unpack(entry.slot.swap(Slot::Unknown.pack(), Ordering::AcqRel)).connection() {
+            if let Some(connection) = Slot::unpack(entry.slot.swap(Slot::Unknown.pack(), Ordering::AcqRel)).connection()
+            {
                 connection.remove_descriptor();
             }
         }
@@ -241,16 +245,20 @@ pub(crate) fn set_checked(fd: i32, now_ns: u64) {
 /// each while nothing is traced, and a negative number.
 #[inline(always)]
 pub(crate) fn is_other(fd: i32) -> bool {
-    match at(fd) {
-        Some(entry) => entry.slot.load(Ordering::Acquire) & 3 == 1,
-        None => is_other_unseen(fd),
+    // Nothing is called here: a hook's way past needs no frame on the stack then.
+    let table = TABLE.load(Ordering::Acquire);
+    let index = fd.cast_unsigned() as usize;
+    if table.is_null() || index >= CHUNKS * CHUNK_LEN {
+        return true;
     }
-}
-
-#[cold]
-#[inline(never)]
-extern "C" fn is_other_unseen(fd: i32) -> bool {
-    !is_tracing() || !has_place(fd)
+    // SAFETY: not null, so mapped for good; and within its chunks.
+    let chunk = unsafe { (&raw const (*table).chunks).cast::<AtomicPtr<Chunk>>().add(index / CHUNK_LEN).as_ref() };
+    let Some(chunk) = chunk.map(|chunk| chunk.load(Ordering::Acquire)).filter(|chunk| !chunk.is_null()) else {
+        return false;
+    };
+    // SAFETY: mapped for good, and within it.
+    let entry = unsafe { &*chunk.cast::<Entry>().add(index % CHUNK_LEN) };
+    entry.slot.load(Ordering::Acquire) & 3 == 1
 }
 
 /// What is known of a descriptor; of all while nothing is traced, and of one beyond the table, that it is not traced.
@@ -258,8 +266,17 @@ extern "C" fn is_other_unseen(fd: i32) -> bool {
 pub(crate) fn get(fd: i32) -> Slot {
     match at(fd) {
         Some(entry) => Slot::unpack(entry.slot.load(Ordering::Acquire)),
-        None if is_other_unseen(fd) => Slot::Other,
+        None if !is_tracing() || !has_place(fd) => Slot::Other,
         None => Slot::Unknown,
+    }
+}
+
+/// The same, packed.
+#[inline]
+pub(crate) fn get_packed(fd: i32) -> u64 {
+    match at(fd) {
+        Some(entry) => entry.slot.load(Ordering::Acquire),
+        None => get(fd).pack(),
     }
 }
 

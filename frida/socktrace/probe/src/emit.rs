@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
 
 use crate::process::{self, Who};
-use crate::sys::stack_pointer;
+use crate::stack;
 use crate::transport::{self, Link, Undelivered, Writing};
 
 /// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.
@@ -51,7 +51,7 @@ impl Event<'_> {
             conn: [b""; 3],
             values: &[],
             more: b"",
-            call: stack_pointer(),
+            call: stack::program_pointer(),
         }
     }
 }

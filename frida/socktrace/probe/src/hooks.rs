@@ -55,7 +55,7 @@ type Syscall = unsafe extern "C-unwind" fn(c_long, c_ulong, c_ulong, c_ulong, c_
 type Registers = [c_ulong; 6];
 
 /// Makes the system call that has a hook as the hook of that call would; `None` for one that has none.
-unsafe fn dispatch(libc: Syscall, number: c_long, registers: Registers) -> Option<c_long> {
+unsafe fn dispatch(libc: Syscall, number: c_long, registers: &Registers) -> Option<c_long> {
     let tables = [sockets::dispatch, messages::dispatch, bytes::dispatch, descriptors::dispatch, programs::dispatch];
     // SAFETY: the caller's promise: registers as the program gave them for this number.
     tables.into_iter().find_map(|dispatch| unsafe { dispatch(libc, number, registers) })
@@ -146,25 +146,31 @@ const fn c_name(name: &'static str) -> &'static CStr {
     }
 }
 
-/// One call of `dispatch`, if it has a number.
+/// One call of `dispatch`, if it has a number. A function of its own, so that a call needs no more room on the stack than
+/// its own hook.
 macro_rules! by_number {
     (() $($rest:tt)*) => {};
     (($number:ident) $given:ident, $libc:ident, $registers:ident, $name:ident, ($($arg:ident: $type:ty),*), $result:ty) => {
         if $given == $crate::hooks::number::$number {
-            let mut given = $registers.into_iter();
-            $(let $arg = <$type as $crate::hooks::Register>::from_register(given.next().unwrap_or(0));)*
-            let call = |$($arg: $type),*| {
-                let mut registers = $registers;
-                let mut changed = registers.iter_mut();
-                $($crate::hooks::put($arg, changed.next());)*
-                let [a, b, c, d, e, f] = registers;
-                // SAFETY: as the program called it.
-                let result = unsafe { $libc($given, a, b, c, d, e, f) };
-                <$result as $crate::hooks::Register>::from_register(result.cast_unsigned())
-            };
+            #[inline(never)]
+            unsafe fn call(libc: $crate::hooks::Syscall, number: core::ffi::c_long, registers: &$crate::hooks::Registers) -> core::ffi::c_long {
+                let mut given = registers.iter().copied();
+                $(let $arg = <$type as $crate::hooks::Register>::from_register(given.next().unwrap_or(0));)*
+                let call = |$($arg: $type),*| {
+                    let mut registers = *registers;
+                    let mut changed = registers.iter_mut();
+                    $($crate::hooks::put($arg, changed.next());)*
+                    let [a, b, c, d, e, f] = registers;
+                    // SAFETY: as the program called it.
+                    let result = unsafe { libc(number, a, b, c, d, e, f) };
+                    <$result as $crate::hooks::Register>::from_register(result.cast_unsigned())
+                };
+                // SAFETY: the caller's promise.
+                let result = unsafe { around::$name(call, $($arg),*) };
+                $crate::hooks::Register::into_register(result).cast_signed()
+            }
             // SAFETY: the caller's promise.
-            let result = unsafe { around::$name(call, $($arg),*) };
-            return Some($crate::hooks::Register::into_register(result).cast_signed());
+            return Some(unsafe { call($libc, $given, $registers) });
         }
     };
 }
@@ -224,7 +230,7 @@ macro_rules! hooks {
 
         /// See [`super::dispatch`].
         pub(super) unsafe fn dispatch(
-            libc: $crate::hooks::Syscall, number: core::ffi::c_long, registers: $crate::hooks::Registers,
+            libc: $crate::hooks::Syscall, number: core::ffi::c_long, registers: &$crate::hooks::Registers,
         ) -> Option<core::ffi::c_long> {
             $($crate::hooks::by_number! {
                 ($($number)?) number, libc, registers, $name, ($($arg: $type),*), $result

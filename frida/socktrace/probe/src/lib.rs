@@ -31,6 +31,7 @@ mod preload;
 mod process;
 mod scan;
 mod scratch;
+mod stack;
 #[cfg(feature = "standalone")]
 mod standalone;
 mod sys;

@@ -13,9 +13,9 @@ use rustix::thread::gettid;
 use core::cell::UnsafeCell;
 
 use crate::descriptors;
-use crate::guest;
 use crate::params::{self, Complaint};
 use crate::sys::{in_thread, raw_pid};
+use crate::{guest, stack};
 
 const PAGE_LEN: usize = 4096;
 
@@ -198,11 +198,14 @@ pub(crate) fn notice_fork() {
 fn after_fork(pid: u32) {
     // Of several threads that a child may already have, one announces it.
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        stack::after_fork();
         guest::after_fork();
-        let announcement = crate::transport::after_fork();
-        if descriptors::is_tracing() {
-            crate::control::announce(gttr::FrameType::Fork, announcement);
-        }
+        stack::on_own(|| {
+            let announcement = crate::transport::after_fork();
+            if descriptors::is_tracing() {
+                crate::control::announce(gttr::FrameType::Fork, announcement);
+            }
+        });
     }
 }
 

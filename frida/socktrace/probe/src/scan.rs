@@ -69,7 +69,8 @@ fn for_each_open(mut call: impl FnMut(i32)) -> bool {
     while let Some(entry) = entries.next() {
         let Ok(entry) = entry else { return false };
         let fd = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
-        if let Some(fd) = fd.filter(|&fd: &i32| fd.cast_unsigned() < params::get().max_fds && fd != folder.as_raw_fd()) {
+        if let Some(fd) = fd.filter(|&fd: &i32| fd.cast_unsigned() < params::get().max_fds && fd != folder.as_raw_fd())
+        {
             call(fd);
         }
     }

@@ -42,14 +42,19 @@ unsafe fn syscall(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> usize {
 
 /// `rt_sigprocmask(SIG_BLOCK)` of every signal; the mask that was in force.
 pub(crate) fn hold_off_signals() -> SignalSet {
-    let (all, mut before): (SignalSet, SignalSet) = (!0, 0);
-    let args = [SIG_BLOCK, &raw const all as usize, &raw mut before as usize, size_of_val(&all), 0, 0];
+    hold_off(!0)
+}
+
+/// `rt_sigprocmask(SIG_BLOCK)`; the mask that was in force.
+pub(crate) fn hold_off(signals: SignalSet) -> SignalSet {
+    let mut before: SignalSet = 0;
+    let args = [SIG_BLOCK, &raw const signals as usize, &raw mut before as usize, size_of_val(&signals), 0, 0];
     // SAFETY: both point to a signal set of the size given.
     unsafe { syscall(number::RT_SIGPROCMASK, args) };
     before
 }
 
-/// `rt_sigprocmask(SIG_SETMASK)` of a mask that [`hold_off_signals`] gave.
+/// `rt_sigprocmask(SIG_SETMASK)` of a mask that [`hold_off`] gave.
 pub(crate) fn set_signal_mask(mask: SignalSet) {
     // SAFETY: points to a signal set of the size given.
     unsafe { syscall(number::RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as usize, 0, size_of_val(&mask), 0, 0]) };

@@ -13,6 +13,7 @@ mod unfinished;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::params::{self, Complaint, Transport};
+use crate::stack;
 
 pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
 pub(crate) use socket::{MAX_CHUNK, chunk, session};
@@ -55,7 +56,7 @@ pub(crate) fn after_fork() -> Option<u64> {
 
 /// The process is about to end, or to become another program.
 pub(crate) fn leave() {
-    shared::leave();
+    stack::on_own(shared::leave);
 }
 
 /// What is ready to take the frames of one event.

@@ -120,6 +120,19 @@ impl Record {
         unsafe { to.cast::<[u8; N]>().write_unaligned(bytes) };
     }
 
+    /// Appends a number of bytes that the compiler knows and `write` writes, all of them: into the ring and not onto the
+    /// stack first.
+    ///
+    /// # Panics
+    ///
+    /// As [`Record::push`] does.
+    #[inline(always)]
+    pub fn push_with<const N: usize>(&mut self, write: impl FnOnce(&mut [u8; N])) {
+        let to = self.room(N);
+        // SAFETY: in the record, which is this one's alone until it is committed; any bytes are valid.
+        write(unsafe { &mut *to.cast::<[u8; N]>() });
+    }
+
     /// Appends a number of bytes that `write` puts where it is told to. If it says that it could not, the frame is not
     /// complete, and is left out.
     ///

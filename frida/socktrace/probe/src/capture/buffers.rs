@@ -45,6 +45,15 @@ impl Buffers {
         Self::One(IoVec::new(base, len))
     }
 
+    /// The one buffer that there is; `None` if there are more, or none.
+    #[inline]
+    pub(crate) fn only(&self) -> Option<IoVec> {
+        match *self {
+            Self::One(only) => Some(only),
+            Self::Many(..) => None,
+        }
+    }
+
     fn get(&self, index: usize) -> Option<IoVec> {
         match *self {
             Self::One(only) => (index == 0).then_some(only),

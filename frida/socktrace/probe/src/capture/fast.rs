@@ -5,8 +5,7 @@
 
 use gttr::{DATA_VALUES_LEN, DataValues, Direction, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, HEADER_LEN, Header};
 
-use super::{Buffers, Call};
-use crate::clock::now_ns;
+use super::{Call, IoVec};
 use crate::connection::{Kind, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, count_loss, has_losses};
@@ -20,10 +19,10 @@ const CALL_TAG: u8 = 5;
 const ENTERED_TAG: u8 = 27;
 
 impl Call {
-    /// Reports bytes, if this is such a call; whether it was.
-    #[inline]
-    pub(super) fn report_fast(&self, direction: Direction, total: u64, buffers: &Buffers) -> bool {
-        let (Slot::Traced(handle), Buffers::One(buffer)) = (self.slot, buffers) else { return false };
+    /// Reports bytes that were moved by `now`, if this is such a call; whether it was.
+    #[inline(never)]
+    pub(super) fn report_fast(&self, direction: Direction, total: u64, buffer: IoVec, now: u64) -> bool {
+        let Slot::Traced(handle) = self.slot() else { return false };
         let (Some(ring), Some(connection)) = (transport::ring(), handle.get()) else { return false };
         let description = connection.description();
         let is_plain = description.kind == Kind::Open && description.wanted && description.socket_type == SOCK_STREAM;
@@ -34,7 +33,6 @@ impl Call {
             return false;
         }
         let who = process::who();
-        let now = now_ns();
         let is_overdue = || descriptors::is_check_due(self.fd, now, transport::check_interval_ns());
         if who.is_guest || !process::is_confined() && is_overdue() {
             return false;
@@ -43,43 +41,44 @@ impl Call {
         let (seq, ts_ns) = process::number(&who, if is_sent { self.entered_ns } else { now });
         let is_late = ts_ns != if is_sent { self.entered_ns } else { now };
         let entered_len = if is_late { VALUE_HEAD_LEN + size_of::<u64>() } else { 0 };
-        let values = DataValues {
-            seq,
-            pid: who.pid,
-            tid: who.tid,
-            ts_ns,
-            total,
-            offset: connection.add_moved(direction, total),
-            duration_ns: now.saturating_sub(self.entered_ns),
-        };
-        let (path, id, name) = (description.path.as_bytes(), description.id.as_bytes(), self.name.as_bytes());
-        // SAFETY: the kernel has just read or written these bytes for the program.
-        let payload = unsafe { buffer.front(total as usize) };
-        let header = Header {
-            kind: FrameType::Data,
-            flags: FLAG_EXTENDED | FLAG_PAYLOAD,
-            ts_ms: ts_ns / 1_000_000,
-            fd: self.fd,
-            direction,
-            // All bounded: by what there is of names, MAX_PATH_LEN, MAX_CONN_ID_LEN and MAX_CHUNK.
-            ext_len: (DATA_VALUES_LEN + VALUE_HEAD_LEN + name.len() + entered_len) as u16,
-            path_len: path.len() as u16,
-            conn_len: id.len() as u16,
-            payload_len: payload.len() as u32,
-        };
-        let len = HEADER_LEN + path.len() + id.len() + payload.len() + usize::from(header.ext_len);
+        let offset = connection.add_moved(direction, total);
+        // At most MAX_CHUNK.
+        let payload_len = (total as usize).min(buffer.len());
+        let ext_len = DATA_VALUES_LEN + VALUE_HEAD_LEN + self.name.len() + entered_len;
+        let names_len = description.path.as_bytes().len() + description.id.as_bytes().len();
+        let len = HEADER_LEN + names_len + payload_len + ext_len;
         match ring.begin(len, Writing { tid: who.tid, call: self.on_stack(), may_be_gone: false }, now) {
             Ok(mut record) => {
-                record.push_array(header.to_bytes());
+                // What the frame is made of is looked up from here on, rather than kept on the stack meanwhile.
+                let (call, description, ts_ns) = (afresh(self), afresh(connection).description(), afresh_number(ts_ns));
+                let (path, id, name) = (description.path.as_bytes(), description.id.as_bytes(), call.name.as_bytes());
+                let entered_len = if is_late { VALUE_HEAD_LEN + size_of::<u64>() } else { 0 };
+                let header = Header {
+                    kind: FrameType::Data,
+                    flags: FLAG_EXTENDED | FLAG_PAYLOAD,
+                    ts_ms: ts_ns / 1_000_000,
+                    fd: call.fd,
+                    direction,
+                    // All bounded: by what there is of names, MAX_PATH_LEN, MAX_CONN_ID_LEN and MAX_CHUNK.
+                    ext_len: (DATA_VALUES_LEN + VALUE_HEAD_LEN + name.len() + entered_len) as u16,
+                    path_len: path.len() as u16,
+                    conn_len: id.len() as u16,
+                    payload_len: payload_len as u32,
+                };
+                record.push_with(|to| header.write_to(to));
                 record.push(path);
                 record.push(id);
-                record.push(payload);
-                record.push_array(values.to_bytes());
+                // SAFETY: the kernel has just read or written these bytes for the program.
+                record.push(unsafe { buffer.front(payload_len) });
+                let duration_ns = now.saturating_sub(call.entered_ns);
+                let values = DataValues { seq, pid: who.pid, tid: who.tid, ts_ns, total, offset, duration_ns };
+                record.push_with(|to| values.write_to(to));
+                let name = afresh(call).name.as_bytes();
                 record.push_array([CALL_TAG, 0, name.len() as u8, 0]);
                 record.push(name);
                 if is_late {
                     record.push_array([ENTERED_TAG, 0, 8, 0]);
-                    record.push_array(self.entered_ns.to_le_bytes());
+                    record.push_array(call.entered_ns.to_le_bytes());
                 }
                 record.commit();
             }
@@ -87,4 +86,24 @@ impl Call {
         }
         true
     }
+}
+
+/// The same reference, of which the compiler does not know that it is: what is behind it is read from here on, and not earlier
+/// to be kept on the stack, which may be small.
+#[inline(always)]
+fn afresh<T>(value: &T) -> &T {
+    let mut at = core::ptr::from_ref(value);
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) at, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: what it was.
+    unsafe { &*at }
+}
+
+/// The same of a number.
+#[inline(always)]
+fn afresh_number(value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
 }

@@ -6,7 +6,7 @@ use gttr::Direction::{In, Out};
 
 use super::hooks;
 use super::messages::receive;
-use crate::capture::{Buffers, Call, Details, IoVec, Peer, Source};
+use crate::capture::{Buffers, Call, Details, IoVec, Message, Peer, Source};
 
 fn count_of(count: c_int) -> usize {
     count.max(0).cast_unsigned() as usize
@@ -17,7 +17,7 @@ fn count_of(count: c_int) -> usize {
 unsafe fn report_read(call: &Call, result: isize, iov: *const IoVec, count: c_int) {
     let buffers = Buffers::Many(iov, count_of(count));
     if result == 0 && call.keeps_messages_apart(1) && buffers.room() > 0 {
-        call.received(result, buffers, Peer::NONE, Details::NONE);
+        call.received(result, None, || Message { buffers, peer: Peer::NONE, details: Details::NONE });
     } else {
         call.moved(In, result, buffers);
     }
@@ -28,8 +28,7 @@ hooks! {
         let call = Call::of_bytes("read", fd);
         // Without room for a byte, read(2) does not ask the socket.
         if len > 0 && call.keeps_messages_apart(len) {
-            let only = IoVec::new(buffer, len);
-            return receive(&call, &raw const only, 1, 0, || libc(fd, buffer, len));
+            return receive(&call, IoVec::new(buffer, len), 0, move || libc(fd, buffer, len));
         }
         let result = libc(fd, buffer, len);
         call.moved(In, result, Buffers::one(buffer, len));
@@ -46,7 +45,8 @@ hooks! {
         let result = libc(fd, buffer, len);
         if result == 0 && call.keeps_messages_apart(1) {
             // A message without bytes, which writev(2) does not send.
-            call.sent(result, Buffers::one(buffer, len), Peer::NONE, Details::NONE);
+            let buffers = Buffers::one(buffer, len);
+            call.sent(result, None, || Message { buffers, peer: Peer::NONE, details: Details::NONE });
         } else {
             call.moved(Out, result, Buffers::one(buffer, len));
         }

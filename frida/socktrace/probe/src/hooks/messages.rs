@@ -4,8 +4,8 @@ use core::ffi::{CStr, c_int, c_uint, c_void};
 
 use super::hooks;
 use crate::ancillary::Ancillary;
-use crate::capture::{Buffers, Call, Details, IoVec, Peer, Truncated};
-use crate::{control, sys};
+use crate::capture::{Buffers, Call, Details, IoVec, Message, Peer, Truncated};
+use crate::{control, stack, sys};
 
 /// Flags of recv(2).
 const MSG_OOB: c_int = 0x1;
@@ -39,17 +39,34 @@ impl MessageHeader {
         Peer { address: self.name, len: self.name_len as usize }
     }
 
-    /// Of a message that was sent with these flags.
-    fn sent(&self, flags: c_int) -> Details {
-        Details { ancillary: self.ancillary(), ..Details::sent(flags) }
+    /// A message that was sent with these flags.
+    fn sent(&self, flags: c_int) -> Message {
+        let details = Details { ancillary: self.ancillary(), ..Details::sent(flags) };
+        Message { buffers: self.buffers(), peer: self.peer(), details }
+    }
+
+    /// Where the bytes of a message that was sent with these flags are, if they are in one piece and all there is to it.
+    unsafe fn plain(&self, flags: c_int) -> Option<IoVec> {
+        let is_plain = flags & MSG_OOB == 0 && self.ancillary().is_empty() && self.iov_len == 1;
+        // SAFETY: the kernel has just read this array of one.
+        is_plain.then(|| unsafe { *self.iov })
     }
 
     fn ancillary(&self) -> Ancillary {
         Ancillary { control: self.control, len: self.control_len }
     }
 
+    /// The same of a message that was received.
+    unsafe fn plain_received(&self, flags: c_int) -> Option<IoVec> {
+        const NOT_PLAIN: c_int = MSG_OOB | MSG_PEEK | MSG_TRUNC;
+        let is_plain = flags & NOT_PLAIN == 0 && self.flags & MESSAGE_FLAGS == 0 && self.ancillary().is_empty();
+        // SAFETY: the kernel has just read this array of one.
+        (is_plain && self.iov_len == 1).then(|| unsafe { *self.iov })
+    }
+
     /// Reports this message, received with these flags into a header with room for an address of `address_room` bytes,
     /// and takes note of the descriptors that came with it.
+    #[inline(never)]
     unsafe fn received(&self, call: &Call, result: isize, flags: c_int, address_room: usize) {
         // SAFETY: the kernel has just read the array of buffers and written the ancillary data, at these lengths.
         unsafe {
@@ -62,7 +79,7 @@ impl MessageHeader {
             // Even of a peek: it makes descriptors too.
             details.ancillary.arrive(call.fd());
             let peer = Peer { address: self.name, len: address_room.min(self.name_len as usize) };
-            call.received(moved, self.buffers(), peer, details);
+            call.received(moved, None, || Message { buffers: self.buffers(), peer, details });
         }
     }
 }
@@ -134,13 +151,8 @@ unsafe fn room(iov: *const IoVec, count: usize) -> usize {
 /// # Safety
 ///
 /// As of recvmsg(2).
-pub(super) unsafe fn receive(
-    call: &Call,
-    iov: *const IoVec,
-    count: usize,
-    flags: c_int,
-    plain: impl FnOnce() -> isize,
-) -> isize {
+#[inline(never)]
+pub(super) unsafe fn receive(call: &Call, only: IoVec, flags: c_int, plain: impl FnOnce() -> isize) -> isize {
     /// `struct sockaddr_storage`.
     const MAX_ADDRESS_LEN: usize = 128;
     const ENOTSOCK: c_int = 88;
@@ -148,8 +160,8 @@ pub(super) unsafe fn receive(
     let mut message = MessageHeader {
         name: (&raw mut name).cast(),
         name_len: MAX_ADDRESS_LEN as c_uint,
-        iov,
-        iov_len: count,
+        iov: &raw const only,
+        iov_len: 1,
         control: core::ptr::null(),
         control_len: 0,
         flags: 0,
@@ -163,9 +175,83 @@ pub(super) unsafe fn receive(
     }
     if result >= 0 {
         // SAFETY: the kernel has just filled them in.
-        unsafe { message.received(call, result, flags, MAX_ADDRESS_LEN) };
+        stack::on_own(|| unsafe { message.received(call, result, flags, MAX_ADDRESS_LEN) });
     }
     result
+}
+
+/// Reports what send(2) or sendto(2) sent.
+#[inline]
+unsafe fn report_sent(
+    call: &Call,
+    result: isize,
+    buffer: *const c_void,
+    len: usize,
+    flags: c_int,
+    address: *const c_void,
+    address_len: c_uint,
+) {
+    /// Apart, so that the common way has a small frame on the stack.
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments, reason = "those of the call")]
+    unsafe fn report(
+        call: &Call,
+        result: isize,
+        buffer: *const c_void,
+        len: usize,
+        flags: c_int,
+        address: *const c_void,
+        address_len: c_uint,
+    ) {
+        call.sent(result, None, || Message {
+            buffers: Buffers::one(buffer, len),
+            peer: Peer { address, len: address_len as usize },
+            details: Details::sent(flags),
+        });
+    }
+    let only = (flags & MSG_OOB == 0).then_some(IoVec::new(buffer, len));
+    if result >= 0 && !call.sent_plain(result, only) {
+        // SAFETY: the caller's promise.
+        unsafe { report(call, result, buffer, len, flags, address, address_len) };
+    }
+}
+
+/// Reports what recv(2) or recvfrom(2) received. `address_len` is where the program has the address's length, and what it said
+/// before the call.
+#[inline]
+unsafe fn report_received(
+    call: &Call,
+    result: isize,
+    buffer: *mut c_void,
+    len: usize,
+    flags: c_int,
+    address: *const c_void,
+    address_len: (*const c_uint, usize),
+) {
+    /// As in `report_sent`.
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments, reason = "those of the call")]
+    unsafe fn report(
+        call: &Call,
+        result: isize,
+        buffer: *mut c_void,
+        len: usize,
+        flags: c_int,
+        address: *const c_void,
+        (address_len, room): (*const c_uint, usize),
+    ) {
+        call.received(taken(result, flags, len), None, || Message {
+            buffers: Buffers::one(buffer, len),
+            // SAFETY: the caller's promise: the call has succeeded.
+            peer: unsafe { filled_in(address, address_len, room) },
+            details: Details::received(result, flags, len),
+        });
+    }
+    let only = (flags & (MSG_OOB | MSG_PEEK | MSG_TRUNC) == 0).then_some(IoVec::new(buffer, len));
+    if result >= 0 && !call.received_plain(result, only) {
+        // SAFETY: the caller's promise.
+        unsafe { report(call, result, buffer, len, flags, address, address_len) };
+    }
 }
 
 /// libc's own recvmsg(2).
@@ -183,7 +269,7 @@ hooks! {
     fn send(fd: c_int, buffer: *const c_void, len: usize, flags: c_int) -> isize |libc, fd| {
         let call = Call::of_message("send", fd);
         let result = libc(fd, buffer, len, flags);
-        call.sent(result, Buffers::one(buffer, len), Peer::NONE, Details::sent(flags));
+        report_sent(&call, result, buffer, len, flags, core::ptr::null(), 0);
         result
     }
 
@@ -192,8 +278,7 @@ hooks! {
     ) -> isize |libc, fd| {
         let call = Call::of_message("sendto", fd);
         let result = libc(fd, buffer, len, flags, address, address_len);
-        let peer = Peer { address, len: address_len as usize };
-        call.sent(result, Buffers::one(buffer, len), peer, Details::sent(flags));
+        report_sent(&call, result, buffer, len, flags, address, address_len);
         result
     }
 
@@ -201,7 +286,7 @@ hooks! {
         let call = Call::of_message("sendmsg", fd);
         let result = libc(fd, message, flags);
         if result >= 0 {
-            call.sent(result, (*message).buffers(), (*message).peer(), (*message).sent(flags));
+            call.sent(result, (*message).plain(flags), || (*message).sent(flags));
         }
         result
     }
@@ -209,12 +294,10 @@ hooks! {
     fn recv(fd: c_int, buffer: *mut c_void, len: usize, flags: c_int) -> isize |libc, fd| {
         let call = Call::of_message("recv", fd);
         if call.keeps_messages_apart(len) {
-            let only = IoVec::new(buffer, len);
-            return receive(&call, &raw const only, 1, flags, || libc(fd, buffer, len, flags));
+            return receive(&call, IoVec::new(buffer, len), flags, move || libc(fd, buffer, len, flags));
         }
         let result = libc(fd, buffer, len, flags);
-        let details = Details::received(result, flags, len);
-        call.received(taken(result, flags, len), Buffers::one(buffer, len), Peer::NONE, details);
+        report_received(&call, result, buffer, len, flags, core::ptr::null(), (core::ptr::null(), 0));
         result
     }
 
@@ -223,17 +306,12 @@ hooks! {
     ) -> isize |libc, fd| {
         let call = Call::of_message("recvfrom", fd);
         if address.is_null() && call.keeps_messages_apart(len) {
-            let only = IoVec::new(buffer, len);
-            let plain = || libc(fd, buffer, len, flags, address, address_len);
-            return receive(&call, &raw const only, 1, flags, plain);
+            let plain = move || libc(fd, buffer, len, flags, address, address_len);
+            return receive(&call, IoVec::new(buffer, len), flags, plain);
         }
         let room = address_room(&call, address_len);
         let result = libc(fd, buffer, len, flags, address, address_len);
-        if result >= 0 {
-            let peer = filled_in(address, address_len, room);
-            let details = Details::received(result, flags, len);
-            call.received(taken(result, flags, len), Buffers::one(buffer, len), peer, details);
-        }
+        report_received(&call, result, buffer, len, flags, address, (address_len, room));
         result
     }
 
@@ -241,7 +319,7 @@ hooks! {
         let call = Call::of_message("recvmsg", fd);
         let room = address_room(&call, room_in(message));
         let result = libc(fd, message, flags);
-        if result >= 0 {
+        if result >= 0 && !call.received_plain(result, (*message).plain_received(flags)) {
             (*message).received(&call, result, flags, room);
         }
         result
@@ -254,7 +332,7 @@ hooks! {
         let sent = libc(fd, messages, count, flags);
         for index in 0..sent.max(0).cast_unsigned() as usize {
             let CountedMessage { header, len } = &*messages.add(index);
-            call.sent(*len as isize, header.buffers(), header.peer(), header.sent(flags));
+            call.sent(*len as isize, header.plain(flags), || header.sent(flags));
         }
         sent
     }
@@ -263,14 +341,18 @@ hooks! {
         fd: c_int, messages: *const CountedMessage, count: c_uint, flags: c_int, timeout: *mut c_void
     ) -> c_int |libc| {
         let call = Call::of_message("recvmmsg", fd);
-        let mut rooms = [0; MAX_ROOMS];
+        let mut rooms = [0_u8; MAX_ROOMS];
         for (index, room) in rooms.iter_mut().enumerate().take(count as usize) {
-            *room = address_room(&call, room_in(messages.wrapping_add(index).cast()));
+            // No address of a UNIX socket is as long.
+            *room = address_room(&call, room_in(messages.wrapping_add(index).cast())).min(u8::MAX.into()) as u8;
         }
         let received = libc(fd, messages, count, flags, timeout);
         for index in 0..received.max(0).cast_unsigned() as usize {
             let CountedMessage { header, len } = &*messages.add(index);
-            header.received(&call, *len as isize, flags, rooms.get(index).copied().unwrap_or(0));
+            if call.received_plain(*len as isize, header.plain_received(flags)) {
+                continue;
+            }
+            header.received(&call, *len as isize, flags, rooms.get(index).map_or(0, |&room| room.into()));
         }
         received
     }

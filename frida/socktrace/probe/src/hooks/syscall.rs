@@ -24,7 +24,7 @@ unsafe extern "C-unwind" fn syscall(
     // SAFETY: the address is libc's function of this name, called as the program called it.
     unsafe {
         let libc = core::mem::transmute::<*mut c_void, Syscall>(libc_function(&LIBC, c"syscall"));
-        if let Some(result) = dispatch(libc, number, [a, b, c, d, e, f]) {
+        if let Some(result) = dispatch(libc, number, &[a, b, c, d, e, f]) {
             return result;
         }
         // Whatever it makes may share our memory.

@@ -20,8 +20,8 @@ use super::unfinished::Unfinished;
 use super::{Undelivered, socket, stall};
 use crate::clock::{monotonic_ns, now_ns};
 use crate::params::{self, Complaint, OnFull};
-use crate::process;
 use crate::sys::copy_if_there;
+use crate::{process, stack};
 
 /// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long, and it is
 /// one system call in as much time.
@@ -148,7 +148,7 @@ fn look(writer: &Writer, now_ns: u64, looked: u64) {
     writer.memory().words().sleeps.store(0, Ordering::Relaxed);
     // One thread does.
     if LOOKED_NS.compare_exchange(looked, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-        let _ = wake();
+        let _ = stack::on_own(wake);
     }
 }
 
@@ -291,6 +291,12 @@ impl Begun {
         self.record.push_array(bytes);
     }
 
+    /// The same of a number of bytes that the compiler knows and `write` writes.
+    #[inline(always)]
+    pub(crate) fn push_with<const N: usize>(&mut self, write: impl FnOnce(&mut [u8; N])) {
+        self.record.push_with(write);
+    }
+
     /// The frame is complete.
     #[inline(always)]
     pub(crate) fn commit(self) {
@@ -314,7 +320,7 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished)
         let reserved = writer.reserve_noting(len, tid, |position| unfinished.at(position));
         let left = if reserved.is_ok() || words.stopped.load(Ordering::Relaxed) != 0 { 0 } else { left_ns() };
         if left > 0 {
-            let _ = wake();
+            let _ = stack::on_own(wake);
             let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left.min(WAIT_NS) as _ };
             let _ = futex::wait(&words.room, futex::Flags::empty(), seen, Some(&timeout));
         }
