@@ -5,7 +5,9 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
 use serde_json::json;
-use socktrace_e2e::{Account, Frida, Server, SockType, Stage, Workload, assert_same, until};
+use socktrace_e2e::{
+    Account, Direction, Frida, Process, Server, SockType, Stage, Workload, assert_same, connections_by_inode, until,
+};
 
 /// What a recording from now on must say of the sockets that are open now.
 fn as_found(before: &Account) -> Account {
@@ -190,5 +192,63 @@ fn a_second_init_changes_nothing() {
     assert_same(&account, &recording);
     for kind in ["init", "start", "ready"] {
         assert_eq!(recording.of_type(kind).count(), 1, "{kind} events");
+    }
+}
+
+/// Waits in eight threads for bytes, while the probe is stopped and started anew and hundreds of sockets come and go: whoever
+/// has the bytes in the end, they are of the connection that they moved on.
+const WAITS: &str = r#"
+import os, socket, sys, threading
+def step():
+    if not sys.stdin.readline(): sys.exit(1)
+step()
+waiting = [socket.socketpair() for _ in range(8)]
+threads = [threading.Thread(target=a.recv, args=(64,)) for a, _ in waiting]
+for thread in threads: thread.start()
+print(" ".join(str(os.fstat(s.fileno()).st_ino) for pair in waiting for s in pair), flush=True)
+step()
+for _ in range(1500):
+    for s in socket.socketpair(): s.close()
+others = [socket.socketpair() for _ in range(60)]
+for a, b in others: a.send(b"other"); b.recv(64)
+for _, b in waiting: b.send(b"BYTES-OF-A")
+for thread in threads: thread.join()
+step()
+"#;
+
+#[test]
+fn bytes_stay_with_their_connection_when_the_probe_is_started_anew() {
+    for sock_type in [SockType::Shm, SockType::Stream] {
+        let stage = Stage::new();
+        let output = stage.path("inodes");
+        let (from, mut input) = std::io::pipe().expect("a pipe");
+        let mut python = std::process::Command::new("python3");
+        let mut process = Process::start_command(python.args(["-c", WAITS]), from.into(), &output);
+        let server = Server::start(&stage, sock_type);
+        let parameters = stage.parameters(json!({ "out_sock_type": sock_type.name(), "max_fds": 256 }));
+        Frida::new().attach(&stage, "first", &parameters, process.pid());
+        server.wait_until_ready(process.pid());
+        input.write_all(b"\n").expect("it reads");
+        let inodes: Vec<u64> = until("the program waits", || {
+            let text = std::fs::read_to_string(&output).ok().filter(|text| text.ends_with('\n'))?;
+            Some(text.split_whitespace().map(|inode| inode.parse().expect("a number")).collect())
+        });
+        until("its threads sleep", || process.is_asleep().then_some(()));
+        Frida::new().attach(&stage, "stop", &json!({ "stop": true }), process.pid());
+        Frida::new().attach(&stage, "second", &parameters, process.pid());
+        input.write_all(b"\n\n").expect("it reads");
+        drop(input);
+        process.wait_for_success();
+        let recording = server.stop();
+        let mut sent = 0;
+        for (inode, connections) in connections_by_inode(&recording) {
+            for direction in [Direction::In, Direction::Out] {
+                let has = |bytes: &[u8]| bytes.windows(10).any(|window| window == b"BYTES-OF-A");
+                let with = connections.iter().filter(|(_, connection)| has(connection.bytes(direction))).count();
+                assert!(with == 0 || inodes.contains(&inode), "bytes of another connection are on that of {inode}");
+                sent += if direction == Direction::Out { with } else { 0 };
+            }
+        }
+        assert_eq!(sent, 8, "what was sent after the second start");
     }
 }

@@ -112,21 +112,15 @@ fn defaults() {
     assert_eq!(recording.of_type("data").filter(|data| data.part.unwrap_or(0) == 0).count(), account.moved.len());
 }
 
-/// Descriptors from `max_fds` up are not traced, and the recording says so.
+/// `max_fds` says how far the scan for sockets that exist already goes. Those that are made later are traced whatever their
+/// numbers, and nothing is said of it.
 #[test]
 fn max_fds() {
     const MAX_FDS: i32 = 50;
     let stage = Stage::new();
-    let (account, recording) = record(&stage, json!({ "max_fds": MAX_FDS }), &["many_connections"]);
+    let (account, recording) = record(&stage, json!({ "max_fds": MAX_FDS }), &["many_connections", "high_descriptors"]);
+    assert!(account.opened.iter().any(|socket| socket.fd > MAX_FDS));
+    assert_same(&account, &recording);
     let errors: Vec<_> = recording.of_type("error").filter_map(|error| error.raw.as_deref()).collect();
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    assert!(errors[0].contains("max_fds"), "{errors:?}");
-    let account = account.only(|socket| socket.fd < MAX_FDS);
-    assert!(account.opened.len() > 10);
-    let recorded = connections_by_inode(&recording);
-    assert_eq!(recorded.len(), account.opened.len(), "connections with descriptors below {MAX_FDS}");
-    for moved in &account.moved {
-        let connection = &recorded[&moved.inode][0].1;
-        assert_eq!(connection.bytes(moved.direction), moved.data);
-    }
+    assert!(errors.is_empty(), "{errors:?}");
 }

@@ -42,6 +42,7 @@ tests! {
     threads_by_dgram threads_by_stream threads_by_shm: "threads" "cancelled",
     signals_by_dgram signals_by_stream signals_by_shm: "signals",
     daemons_by_dgram daemons_by_stream daemons_by_shm: "close_all" "close_all_by_range" "descriptors_full",
+    high_numbers_by_dgram high_numbers_by_stream high_numbers_by_shm: "high_descriptors",
     children_by_dgram children_by_stream children_by_shm: "forked" "forked_among_threads",
 }
 

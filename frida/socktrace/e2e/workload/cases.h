@@ -7,7 +7,7 @@
     X(failures) X(bad_memory) X(broken_pipe) \
     X(abstract_names) X(relative_path) X(symlinked_directory) X(longest_path) X(strange_path) \
     X(dups) X(dup_over) X(reused_number) X(closed_behind_libc) X(copy_closed_behind_libc) \
-    X(close_all) X(close_all_by_range) X(descriptors_full) \
+    X(close_all) X(close_all_by_range) X(descriptors_full) X(high_descriptors) \
     X(blocked_accept) X(blocked_read) X(blocked_recv) X(blocked_readv) X(blocked_recvmsg) X(blocked_write) \
     X(blocked_sendmsg) \
     X(threads) X(copies_at_once) X(unmapped) X(cancelled) X(signals) X(jumped_out) \

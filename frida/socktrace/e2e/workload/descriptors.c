@@ -283,3 +283,31 @@ void case_descriptors_full(void) {
     close_conn(&waiting);
     close_conn(&server);
 }
+
+/* Sockets with high numbers: made there, moved there, and closed there. The hard limit says how high they can be. */
+void case_high_descriptors(void) {
+    struct rlimit limit;
+    MUST(getrlimit(RLIMIT_NOFILE, &limit));
+    limit.rlim_cur = limit.rlim_max;
+    MUST(setrlimit(RLIMIT_NOFILE, &limit));
+    static const int numbers[] = {4095, 4096, 4097, 8191, 65536, 100000, 524287, 1048575};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers && (rlim_t)numbers[i] < limit.rlim_cur; i++) {
+        struct ends ends = connect_ends("high_descriptors", SOCK_STREAM);
+        exchange(&ends.client, &ends.server, 20 + i);
+        MUST(dup2(ends.client.fd, numbers[i]));
+        MUST(close(ends.client.fd));
+        ends.client.fd = numbers[i];
+        exchange(&ends.client, &ends.server, 40 + i);
+        exchange(&ends.server, &ends.client, 60 + i);
+        close_ends(&ends);
+    }
+    /* Made by calls that take the lowest free number, because all that are lower are taken. */
+    int null = MUST(open("/dev/null", O_RDONLY));
+    for (int fd = null; fd < 4200 && (rlim_t)fd + 50 < limit.rlim_cur;) fd = MUST(fcntl(null, F_DUPFD, 0));
+    struct ends ends = connect_ends("high_descriptors.made", SOCK_STREAM);
+    CHECK(ends.client.fd > 4200 || limit.rlim_cur < 4300);
+    exchange(&ends.client, &ends.server, 80);
+    exchange(&ends.server, &ends.client, 81);
+    close_ends(&ends);
+    truth_note("highest", (long long)limit.rlim_cur - 1);
+}
