@@ -39,6 +39,15 @@ impl Own {
         Some(self.fd.load(Ordering::Relaxed)).filter(|&fd| fd >= 0)
     }
 
+    /// Whether the number leads to what is ours, here and now.
+    pub(super) fn is_open(&self) -> bool {
+        let Some(fd) = self.number() else { return false };
+        // SAFETY: not -1; whether it is open at all is what fstat tells.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        process::is_confined()
+            || rustix::fs::fstat(borrowed).is_ok_and(|stat| stat.st_ino == self.inode.load(Ordering::Relaxed))
+    }
+
     /// The descriptor, if the number still leads to what is ours.
     pub(super) fn current(&self) -> Option<BorrowedFd<'static>> {
         let fd = self.number()?;
