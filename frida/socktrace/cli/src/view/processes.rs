@@ -111,10 +111,12 @@ impl Processes {
         self.sockets + self.traced.values().map(|process| u64::from(process.sockets)).sum::<u64>()
     }
 
-    /// Programs that should have been traced and have not introduced themselves: process and path.
-    pub fn missing(&self) -> Vec<(u32, &str)> {
-        let missing = self.traced.iter().filter_map(|(process, known)| Some((process.pid, known.becomes.as_deref()?)));
-        let mut all: Vec<_> = missing.collect();
+    /// Programs that should have been traced and have not introduced themselves.
+    pub fn missing(&self) -> Vec<String> {
+        let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+        let missing =
+            |(process, known): (&ProcessId, &Process)| Some(label(&name(known.becomes.as_deref()?), *process));
+        let mut all: Vec<_> = self.traced.iter().filter_map(missing).collect();
         all.sort_unstable();
         all
     }
@@ -233,7 +235,7 @@ mod tests {
         };
         processes.note(&start(7, "/bin/sh"));
         processes.note(&exec(None));
-        assert_eq!((processes.missing(), processes.sockets_made()), (vec![(7, "/bin/x")], 2));
+        assert_eq!((processes.missing(), processes.sockets_made()), (vec!["x[7]".to_owned()], 2));
         processes.note(&start(7, "/bin/x"));
         assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 2));
         processes.note(&exec(Some("setuid")));

@@ -89,7 +89,7 @@ impl Unseen {
         let missing = processes.missing();
         if !missing.is_empty() {
             let rest = missing.len().saturating_sub(MAX_NAMED) as u64;
-            let names = missing.iter().take(MAX_NAMED).map(|(pid, path)| format!("{}[{pid}]", base_name(path)));
+            let names = missing.into_iter().take(MAX_NAMED);
             sentences.push(format!(
                 "executed, and not heard of since: {}; it ended before its libraries were loaded, or the probe could not \
                  start in it",
