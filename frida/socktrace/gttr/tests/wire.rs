@@ -36,14 +36,13 @@ struct Owned {
 impl Owned {
     fn frame(&self) -> Frame<'_> {
         Frame {
-            kind: FrameType::from_wire(self.kind),
-            ts_ms: self.ts_ms,
             fd: self.fd,
             direction: self.direction,
             path: &self.path,
             conn: &self.conn,
             payload: &self.payload,
             ext: Extensions::parse(&self.ext).expect("built by ExtWriter"),
+            ..Frame::new(FrameType::from_wire(self.kind), self.ts_ms)
         }
     }
 

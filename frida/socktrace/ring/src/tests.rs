@@ -286,3 +286,20 @@ fn any_word() -> impl Strategy<Value = u64> {
         (0..0x2_0000_u64, any::<u32>()).prop_map(|(len, tid)| len << 32 | u64::from(tid)),
     ]
 }
+
+#[test]
+fn a_frame_that_was_put_back_is_next_again() {
+    let ring = Ring::new(MIN_RING_LEN);
+    let (writer, mut reader, mut buffer) = (ring.writer(), ring.reader(), vec![0; MIN_RING_LEN]);
+    put(&writer, b"first").unwrap();
+    put(&writer, b"second").unwrap();
+    assert_eq!(take(&mut reader, &mut buffer).as_deref(), Some(&b"first"[..]));
+    reader.free();
+    assert_eq!(take(&mut reader, &mut buffer).as_deref(), Some(&b"second"[..]));
+    reader.put_back(b"second".len());
+    // Given back was what is before it.
+    reader.free();
+    assert!(!reader.is_empty());
+    assert_eq!(take(&mut reader, &mut buffer).as_deref(), Some(&b"second"[..]));
+    assert!(reader.is_empty());
+}
