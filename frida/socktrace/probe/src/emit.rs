@@ -129,6 +129,12 @@ fn send<const N: usize>(
     for value in event.values {
         ext.put(*value);
     }
+    if who.is_guest
+        && seq == 1
+        && let Some(number) = transport::announce_guest(who.pid)
+    {
+        ext.put(Ext::Announcement(number));
+    }
     let payload_len: usize = payload.iter().map(|part| part.len()).sum();
     let header = Header {
         kind: event.kind,

@@ -4,7 +4,7 @@
 //! Such a child runs as the thread that made it, by the same thread pointer, while that thread waits for it. So whether
 //! a call is a guest's is known from the thread pointer, without asking the kernel for the process id.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::sys::{raw_pid, thread_pointer};
 
@@ -16,10 +16,35 @@ struct Guest {
     thread: AtomicUsize,
     /// The guest's process id; 0: it is to be asked for, for this may be the thread itself.
     pid: AtomicU32,
+    numbering: Numbering,
+}
+
+/// Number and time of the last event of a guest.
+pub(crate) struct Numbering {
+    /// Whose they are.
+    pid: AtomicU32,
+    seq: AtomicU32,
+    ts_ns: AtomicU64,
+}
+
+impl Numbering {
+    const NONE: Self = Self { pid: AtomicU32::new(0), seq: AtomicU32::new(0), ts_ns: AtomicU64::new(0) };
+
+    /// The next event's number, and its time: `ts_ns`, or that of the event before if that is later.
+    fn next(&self, pid: u32, ts_ns: u64) -> (u64, u64) {
+        if self.pid.swap(pid, Ordering::Relaxed) != pid {
+            self.seq.store(0, Ordering::Relaxed);
+            self.ts_ns.store(0, Ordering::Relaxed);
+        }
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        (seq.into(), ts_ns.max(self.ts_ns.fetch_max(ts_ns, Ordering::Relaxed)))
+    }
 }
 
 static GUESTS: [Guest; MAX_GUESTS] =
-    [const { Guest { thread: AtomicUsize::new(0), pid: AtomicU32::new(0) } }; MAX_GUESTS];
+    [const { Guest { thread: AtomicUsize::new(0), pid: AtomicU32::new(0), numbering: Numbering::NONE } }; MAX_GUESTS];
+/// Of guests that run beside the thread that made them, all together: of two at one time, each begins anew.
+static OTHERS: Numbering = Numbering::NONE;
 /// How many of them are in use.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 /// Whether there are guests that this cannot tell: the kernel is asked each time.
@@ -44,6 +69,11 @@ fn find() -> Option<u32> {
 fn of_this_thread() -> Option<&'static Guest> {
     let thread = thread_pointer();
     GUESTS.iter().find(|guest| guest.thread.load(Ordering::Relaxed) == thread)
+}
+
+/// The number of a guest's next event, and its time, which is `ts_ns` or later.
+pub(crate) fn number(pid: u32, ts_ns: u64) -> (u64, u64) {
+    of_this_thread().map_or(&OTHERS, |guest| &guest.numbering).next(pid, ts_ns)
 }
 
 /// From here on, calls of this thread may be a guest's.

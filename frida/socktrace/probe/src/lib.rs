@@ -20,7 +20,6 @@ mod control;
 mod descriptors;
 mod emit;
 mod exec;
-mod failures;
 mod guest;
 mod hooks;
 mod name;

@@ -26,10 +26,6 @@ pub(crate) struct Own {
     numbering: Numbering,
     /// Connections named so far.
     pub(crate) connections: AtomicU32,
-    /// UNIX sockets made so far.
-    pub(crate) sockets: AtomicU32,
-    /// Whether it has said that it ends.
-    pub(crate) has_left: AtomicBool,
     /// Losses not yet reported.
     pub(crate) lost: Lost,
 }
@@ -100,10 +96,6 @@ pub(crate) struct Lost {
 }
 
 static OWN: AtomicPtr<Own> = AtomicPtr::new(core::ptr::null_mut());
-/// Pid (high half) and last event number of the vforked child that reported last.
-static GUEST: AtomicU64 = AtomicU64::new(0);
-/// Its last event's time.
-static GUEST_NS: AtomicU64 = AtomicU64::new(0);
 /// Whether the program has put itself under a seccomp filter (seccomp(2)) since the probe was loaded. One that it was
 /// under before is another matter: what the probe does on a traced call it has done while it was loaded, and lived.
 static CONFINED: AtomicBool = AtomicBool::new(false);
@@ -204,7 +196,6 @@ fn after_fork(pid: u32) {
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         stack::after_fork();
         guest::after_fork();
-        crate::exec::after_fork();
         stack::on_own(|| {
             let announcement = crate::transport::after_fork();
             if descriptors::is_tracing() {
@@ -212,11 +203,6 @@ fn after_fork(pid: u32) {
             }
         });
     }
-}
-
-/// UNIX sockets that the process has made.
-pub(crate) fn sockets_made() -> u32 {
-    own().sockets.load(Ordering::Relaxed)
 }
 
 /// Whether there is a page to speak of.
@@ -241,14 +227,7 @@ pub(crate) fn number(who: &Who, ts_ns: u64) -> (u64, u64) {
     if !who.is_guest {
         return own().numbering.next(ts_ns);
     }
-    let pid = u64::from(who.pid) << 32;
-    let next = |last: u64| Some(if last >> 32 == u64::from(who.pid) { last + 1 } else { pid | 1 });
-    let last = GUEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(pid);
-    let seq = next(last).unwrap_or(pid) & u64::from(u32::MAX);
-    if seq == 1 {
-        GUEST_NS.store(ts_ns, Ordering::Relaxed);
-    }
-    (seq, ts_ns.max(GUEST_NS.fetch_max(ts_ns, Ordering::Relaxed)))
+    guest::number(who.pid, ts_ns)
 }
 
 /// Whether system calls that the program does not make itself are to be avoided.

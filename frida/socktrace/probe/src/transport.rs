@@ -54,20 +54,15 @@ pub(crate) fn after_fork() -> Option<u64> {
     if params::get().transport == Transport::Shm { shared::after_fork() } else { None }
 }
 
+/// A vforked child is about to report for the first time: the number under which it has announced itself to the server, if it
+/// had to.
+pub(crate) fn announce_guest(pid: u32) -> Option<u64> {
+    if params::get().transport == Transport::Shm { shared::announce_guest(pid) } else { None }
+}
+
 /// The process is about to end, or to become another program.
 pub(crate) fn leave() {
     stack::on_own(shared::leave);
-}
-
-/// Whether the server has said that it reads no more.
-pub(crate) fn is_stopped() -> bool {
-    shared::is_stopped()
-}
-
-/// Whether a vforked child can send: through a ring, or by its parent's socket, if it has not closed that. A socket of its
-/// own would be noted in memory that is the parent's.
-pub(crate) fn reaches_guests() -> bool {
-    params::get().transport == Transport::Shm || socket::OWN.is_open()
 }
 
 /// What is ready to take the frames of one event.

@@ -39,29 +39,23 @@ impl Own {
         Some(self.fd.load(Ordering::Relaxed)).filter(|&fd| fd >= 0)
     }
 
-    /// Whether the number leads to what is ours, here and now.
-    pub(super) fn is_open(&self) -> bool {
-        let Some(fd) = self.number() else { return false };
-        // SAFETY: not -1; whether it is open at all is what fstat tells.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        process::is_confined()
-            || rustix::fs::fstat(borrowed).is_ok_and(|stat| stat.st_ino == self.inode.load(Ordering::Relaxed))
-    }
-
-    /// The descriptor, if the number still leads to what is ours.
+    /// The descriptor, if the number still leads to what is ours; otherwise there is none any more.
     pub(super) fn current(&self) -> Option<BorrowedFd<'static>> {
         let fd = self.number()?;
-        // SAFETY: not -1; whether it is open at all is what fstat tells.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        if process::is_confined() {
-            return Some(borrowed);
-        }
-        let ours = rustix::fs::fstat(borrowed).is_ok_and(|stat| stat.st_ino == self.inode.load(Ordering::Relaxed));
-        if !ours {
+        let ours = self.if_there();
+        if ours.is_none() {
             // The program closed or reused the number: it is not ours to close.
             let _ = self.fd.compare_exchange(fd, -1, Ordering::Relaxed, Ordering::Relaxed);
         }
-        ours.then_some(borrowed)
+        ours
+    }
+
+    /// The same for a vforked child, which may have closed its own copy.
+    pub(super) fn if_there(&self) -> Option<BorrowedFd<'static>> {
+        // SAFETY: not -1; whether it is open at all is what fstat tells.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(self.number()?) };
+        let is_ours = |stat: rustix::fs::Stat| stat.st_ino == self.inode.load(Ordering::Relaxed);
+        (process::is_confined() || rustix::fs::fstat(borrowed).is_ok_and(is_ours)).then_some(borrowed)
     }
 
     /// Takes a descriptor in, under a high number if there is one to be had.

@@ -88,12 +88,11 @@ pub(super) fn after_fork() -> Option<u64> {
             // The server takes a ring for one that is written to as long as the connection lasts that it came by.
             socket::OWN.close();
         }
-    } else if writer.memory().words().numbers.load(Ordering::Relaxed) == numbers::SAME {
+    } else if is_known_by_number(writer) {
         return None;
     }
     let memory = OWN.current()?;
-    // Not used twice within a ring: two processes have not both one number and one time.
-    let number = now_ns() ^ u64::from(process::own_pid()) << PID_SHIFT;
+    let number = announcement(process::own_pid());
     let is_told = match socket::OWN.current() {
         Some(fd) => tell(fd, memory, number).is_ok(),
         None => false,
@@ -103,6 +102,26 @@ pub(super) fn after_fork() -> Option<u64> {
         announce(memory, Some(number)).ok()?;
     }
     Some(number)
+}
+
+/// A vforked child does the same before its first frame, as far as it can without changing what is its parent's.
+pub(super) fn announce_guest(pid: u32) -> Option<u64> {
+    if process::is_confined() || is_known_by_number(writer()?) && process::parent() != 0 {
+        return None;
+    }
+    let number = announcement(pid);
+    note(socket::OWN.if_there()?, ANNOUNCE, Some(OWN.if_there()?), Some(number)).ok()?;
+    Some(number)
+}
+
+/// Whether the server sees the writers of the ring under the numbers that they see themselves.
+fn is_known_by_number(writer: &Writer) -> bool {
+    writer.memory().words().numbers.load(Ordering::Relaxed) == numbers::SAME
+}
+
+/// A number that is not used twice within a ring: two processes have not both one number and one time.
+fn announcement(pid: u32) -> u64 {
+    now_ns() ^ u64::from(pid) << PID_SHIFT
 }
 
 /// Announces this process on a connection; a server that does not read is waited for as in a stall.
@@ -370,11 +389,6 @@ pub(super) fn leave() {
         // A signal makes it shorter.
         let _ = rustix::thread::clock_nanosleep_relative(ClockId::Monotonic, &pause);
     }
-}
-
-/// Whether the server has said that it reads the ring no more.
-pub(super) fn is_stopped() -> bool {
-    writer().is_some_and(|writer| writer.memory().words().stopped.load(Ordering::Relaxed) != 0)
 }
 
 /// Notes what was lost, for the server to tell should this process not come to it.

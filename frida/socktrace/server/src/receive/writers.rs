@@ -136,27 +136,25 @@ impl Writers {
     /// Which process the next frame of the ring is of.
     #[inline]
     pub(super) fn origin(&mut self, frame: &Frame<'_>) -> Origin {
-        let begins = matches!(frame.kind, FrameType::Start | FrameType::Fork);
-        if begins || self.is_foreign { self.find_origin(frame, begins) } else { Origin::Known(None) }
+        let begins = matches!(frame.kind, FrameType::Start | FrameType::Fork | FrameType::Exec);
+        if begins || self.is_foreign { self.find_origin(frame) } else { Origin::Known(None) }
     }
 
-    fn find_origin(&mut self, frame: &Frame<'_>, begins: bool) -> Origin {
+    fn find_origin(&mut self, frame: &Frame<'_>) -> Origin {
         let Some(pid) = frame.pid() else { return Origin::Known(None) };
-        if begins {
-            match announcement_of(frame) {
-                Some(number) => match self.announced.iter().position(|(announced, _)| *announced == number) {
-                    Some(index) => {
-                        let host_pid = self.announced.remove(index).and_then(|(_, host_pid)| host_pid);
-                        self.set(pid, host_pid);
-                    }
-                    None if self.is_to_be_awaited(number) => return Origin::Awaited,
-                    None => self.forget_former(pid),
-                },
-                None if frame.kind == FrameType::Fork => self.forget_former(pid),
-                None => {}
-            }
-            self.waiting = None;
+        match announcement_of(frame) {
+            Some(number) => match self.announced.iter().position(|(announced, _)| *announced == number) {
+                Some(index) => {
+                    let host_pid = self.announced.remove(index).and_then(|(_, host_pid)| host_pid);
+                    self.set(pid, host_pid);
+                }
+                None if self.is_to_be_awaited(number) => return Origin::Awaited,
+                None => self.forget_former(pid),
+            },
+            None if frame.kind == FrameType::Fork => self.forget_former(pid),
+            None => {}
         }
+        self.waiting = None;
         if !self.is_foreign {
             return Origin::Known(None);
         }
@@ -279,6 +277,9 @@ mod tests {
         assert_eq!(origin(&mut writers, FrameType::Fork, 2, Some(100)), Origin::Awaited);
         writers.announce(&announcer(2, Some(B), Some(100)));
         assert_eq!(origin(&mut writers, FrameType::Fork, 2, Some(100)), Origin::Known(Some(B)));
+        // A vforked child begins by whatever it does first.
+        writers.announce(&announcer(9, Some(B), Some(900)));
+        assert_eq!(origin(&mut writers, FrameType::Data, 9, Some(900)), Origin::Known(Some(B)));
         // One that never comes is waited for once.
         assert_eq!(origin(&mut writers, FrameType::Fork, 3, Some(300)), Origin::Awaited);
         writers.waiting = Some((300, Instant::now() - 2 * MAX_WAIT));
