@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -287,12 +288,17 @@ void case_descriptors_full(void) {
 /* Sockets with high numbers: made there, moved there, and closed there. The hard limit says how high they can be. */
 void case_high_descriptors(void) {
     struct rlimit limit;
+    /* As high as the kernel allows by default, for root; otherwise as high as the hard limit. */
+    struct rlimit highest = {1048576, 1048576};
+    setrlimit(RLIMIT_NOFILE, &highest);
     MUST(getrlimit(RLIMIT_NOFILE, &limit));
     limit.rlim_cur = limit.rlim_max;
     MUST(setrlimit(RLIMIT_NOFILE, &limit));
     static const int numbers[] = {4095, 4096, 4097, 8191, 65536, 100000, 524287, 1048575};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers && (rlim_t)numbers[i] < limit.rlim_cur; i++) {
-        struct ends ends = connect_ends("high_descriptors", SOCK_STREAM);
+        char name[32];
+        snprintf(name, sizeof name, "high.%d", numbers[i]);
+        struct ends ends = connect_ends(name, SOCK_STREAM);
         exchange(&ends.client, &ends.server, 20 + i);
         MUST(dup2(ends.client.fd, numbers[i]));
         MUST(close(ends.client.fd));
