@@ -165,8 +165,10 @@ function encode(p) {
 }
 
 /* Descriptors that Frida has opened in this process for itself. */
-function ownDescriptors(maxFds) {
+function ownDescriptors(scanned) {
   const own = [];
+  /* Those of a process that has been looked at less far are its own no less. */
+  const maxFds = Math.max(scanned, DEFAULTS.max_fds);
   if (typeof Cloak !== 'undefined') {
     for (let fd = 0; fd !== maxFds; fd++) {
       if (Cloak.hasFileDescriptor(fd)) {

@@ -206,7 +206,7 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "N", default_value_t = EVERYTHING, hide_default_value = true,
           value_parser = clap::value_parser!(u64).range(..=EVERYTHING))]
     pub max_bytes: u64,
-    /// Trace descriptors below N
+    /// Look at descriptors below N for sockets that are open already; later ones are traced whatever their numbers
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_fds: u32,
     /// How events come here: shm, a ring in shared memory, or stream, a socket
