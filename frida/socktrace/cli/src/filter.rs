@@ -64,7 +64,7 @@ impl Scope {
                 own == Some(true) || self.connections.get(conn_id).copied().unwrap_or(own.is_none())
             }
             (_, Some(conn_id)) => self.connections.get(conn_id).copied().or(own).unwrap_or(true),
-            (EventType::Listen, None) => own.unwrap_or(true),
+            (EventType::Listen | EventType::Fail, None) => own.unwrap_or(true),
             _ => true,
         }
     }

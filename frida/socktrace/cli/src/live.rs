@@ -174,6 +174,7 @@ impl Live {
             notice(&format!("LOST: the collector has failed ({error}): what was recorded is not complete"));
         }
         tracer.view.losses().iter().for_each(|sentence| notice(sentence));
+        tracer.view.unseen().iter().for_each(|sentence| notice(sentence));
         let silence = tracer.view.silence();
         let heard_of_probes = !matches!(silence, Some(Silence::NeverLoaded));
         if let Some(silence) = silence {
@@ -199,8 +200,20 @@ pub fn explain(silence: Silence, never_loaded: &str) {
         Silence::Filtered(1) => "nothing shown: the filters let none of it through, 1 message".into(),
         Silence::Filtered(n) => format!("nothing shown: the filters let none of it through, {n} messages"),
         Silence::NeverLoaded => format!("nothing recorded: {never_loaded}"),
-        Silence::NoSockets(1) => "nothing recorded: 1 process traced, no AF_UNIX sockets opened".into(),
-        Silence::NoSockets(n) => format!("nothing recorded: {n} processes traced, no AF_UNIX sockets opened"),
+        Silence::NoSockets(n) => format!(
+            "nothing recorded: {n} process{} traced, and no AF_UNIX socket was used through libc; what a program does by \
+             system calls of its own is not seen",
+            if n == 1 { "" } else { "es" }
+        ),
+        Silence::Go(n) => {
+            format!("nothing recorded: {n} process{} traced, see above", if n == 1 { "" } else { "es" })
+        }
+        Silence::Unused(1) => "nothing recorded: 1 AF_UNIX socket was made, and nothing went over it".into(),
+        Silence::Unused(n) => format!("nothing recorded: {n} AF_UNIX sockets were made, and nothing went over them"),
+        Silence::Failures(1) => "no messages: a call on an AF_UNIX socket failed, and nothing went over any".into(),
+        Silence::Failures(n) => {
+            format!("no messages: calls on AF_UNIX sockets failed, {n} as told above, and nothing went over any")
+        }
         Silence::NoMessages(1) => "no messages: 1 AF_UNIX socket, and nothing went over it".into(),
         Silence::NoMessages(n) => format!("no messages: {n} AF_UNIX sockets, and nothing went over them"),
     });

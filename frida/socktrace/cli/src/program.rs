@@ -207,6 +207,27 @@ fn privilege(path: &Path) -> Option<&'static str> {
     getxattr(path, "security.capability", &mut value[..]).is_ok_and(|len| len > 0).then_some("has file capabilities")
 }
 
+/// Whether a program is one of Go's, which makes its system calls itself also where it is linked to libc: that of a process,
+/// or, where that has ended, the one at a path.
+pub fn is_go(pid: Option<u32>, path: &Path) -> bool {
+    /// Sections that Go's linker makes in every program.
+    const SECTIONS: [&[u8]; 2] = [b".go.buildinfo", b".gopclntab"];
+    let of_process = || File::open(format!("/proc/{}/exe", pid?)).ok();
+    let open = || of_process().or_else(|| File::open(path).ok());
+    let has_section = || {
+        let cache = ReadCache::new(open()?);
+        let header = FileHeader64::<Endianness>::parse(&cache).ok()?;
+        let endian = header.endian().ok()?;
+        let sections = header.sections(endian, &cache).ok()?;
+        Some(
+            sections
+                .iter()
+                .any(|section| sections.section_name(endian, section).is_ok_and(|name| SECTIONS.contains(&name))),
+        )
+    };
+    has_section().unwrap_or(false)
+}
+
 /// What keeps a probe out of a running process's program.
 pub fn hindrance_of_process(pid: u32) -> Option<String> {
     let exe = PathBuf::from(format!("/proc/{pid}/exe"));

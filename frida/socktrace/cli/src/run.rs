@@ -21,8 +21,8 @@ pub const OWN_FAILURE: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-const NEVER_LOADED: &str =
-    "the probe never loaded: was the program stopped before, or does its loader ignore LD_PRELOAD?";
+const NEVER_LOADED: &str = "the probe never loaded: the program ended before its libraries were loaded, its dynamic \
+                            loader ignores LD_PRELOAD, or the program may not read the probe";
 const NEVER_LOADED_AS_SAID: &str = "the probe never loaded, for the reason given above";
 const NEVER_LOADED_BY_FRIDA: &str = "the probe never loaded into the program";
 

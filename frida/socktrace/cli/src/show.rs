@@ -72,6 +72,7 @@ pub fn show(args: &ShowArgs) -> Result<ExitCode> {
         notice(&format!("{}: its recording has not ended, or was cut off", args.dir.display()));
     }
     view.losses().iter().for_each(|sentence| notice(sentence));
+    view.unseen().iter().for_each(|sentence| notice(sentence));
     if let Some(silence) = view.silence() {
         explain(silence, "no probe was heard of in this recording");
     }

@@ -128,6 +128,18 @@ extension_values! {
     Security = 31: text,
     /// The descriptor of the sending process that came with the message (SCM_PIDFD).
     PidFd = 32: u32,
+    /// Path of a program that is executed, as the call was given it (execve(2)).
+    Program = 33: text,
+    /// Why the executed program is not traced; without this value it is.
+    Untraced = 34: text,
+    /// What a failed call said, a number of errno(3).
+    Errno = 35: u32,
+    /// How many times in all the same call has failed in the same way, where that is more than once.
+    Times = 36: u32,
+    /// The process's exit status (_exit(2)).
+    Status = 37: u32,
+    /// UNIX sockets that the process has made.
+    SocketsMade = 38: u32,
     /// The process's name, as ps(1) shows it (PR_GET_NAME, prctl(2)).
     Comm = 40: text,
     /// Which announcement told the server of this process before it wrote to a ring (docs/gttr.md, "Processes of other pid

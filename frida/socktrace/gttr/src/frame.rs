@@ -45,6 +45,10 @@ pub enum FrameType {
     Exit,
     /// About a ring in shared memory: `announce`, with its memfd, or `wake`; conn is which.
     Ring,
+    /// A call failed; conn is the `conn_id` of the connection that it was made on, empty where there is none.
+    Fail,
+    /// Nothing more can be received on a connection: the other end was closed, or shut for sending; conn is `conn_id`.
+    Eof,
     /// A number this version has no name for.
     Other(u8),
 }
@@ -66,6 +70,8 @@ impl FrameType {
             Self::Exec => 11,
             Self::Exit => 12,
             Self::Ring => 13,
+            Self::Fail => 14,
+            Self::Eof => 15,
             Self::Other(n) => n,
         }
     }
@@ -86,6 +92,8 @@ impl FrameType {
             11 => Self::Exec,
             12 => Self::Exit,
             13 => Self::Ring,
+            14 => Self::Fail,
+            15 => Self::Eof,
             n => Self::Other(n),
         }
     }
@@ -328,7 +336,8 @@ impl<'a> Frame<'a> {
     /// Which connection the frame speaks of, for the types that name one.
     pub fn conn_id(&self) -> Option<&'a [u8]> {
         match self.kind {
-            FrameType::Data => Some(self.conn),
+            FrameType::Data | FrameType::Eof => Some(self.conn),
+            FrameType::Fail if !self.conn.is_empty() => Some(self.conn),
             FrameType::Open | FrameType::Close => Some(self.split_conn().0),
             _ => None,
         }

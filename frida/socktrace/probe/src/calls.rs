@@ -3,6 +3,7 @@
 //! Each function here is called after its call with the call's result, but for those named `before_…`.
 
 use core::ffi::c_void;
+use core::sync::atomic::Ordering;
 
 use gttr::{Ext, FrameType};
 use rustix::fd::BorrowedFd;
@@ -176,6 +177,7 @@ pub(crate) fn socketpair(pair: [i32; 2], domain: i32, socket_type: i32) {
 }
 
 fn made(fd: i32, socket_type: i32, how: &'static str, inode: u64, mate: u64) {
+    process::own().sockets.fetch_add(1, Ordering::Relaxed);
     let new = New {
         kind: Kind::Idle,
         inode,

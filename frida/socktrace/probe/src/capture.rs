@@ -19,7 +19,7 @@ use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit};
 use crate::name::SocketPath;
 use crate::scratch::Scratch;
-use crate::{params, process, scan, stack, sys, transport};
+use crate::{failures, params, process, scan, stack, sys, transport};
 
 pub(crate) use buffers::{Buffers, IoVec};
 pub(crate) use file::Source;
@@ -88,13 +88,15 @@ struct Moved {
     /// have got by a system call of its own, under a number that was a socket's: always looked at, as such calls are few
     /// and move much.
     past_memory: bool,
+    /// Whether bytes could have been received.
+    had_room: bool,
     peer: Peer,
     details: Details,
 }
 
 impl Moved {
     fn bytes(direction: Direction, total: u64) -> Self {
-        Self { direction, total, past_memory: false, peer: Peer::NONE, details: Details::NONE }
+        Self { direction, total, past_memory: false, had_room: false, peer: Peer::NONE, details: Details::NONE }
     }
 
     fn past_memory(direction: Direction, total: u64) -> Self {
@@ -176,8 +178,46 @@ impl Call {
     /// Reports bytes that a call of the read(2) family moved.
     #[inline]
     pub(crate) fn moved(&self, direction: Direction, result: isize, buffers: Buffers) {
-        if result > 0 && !self.is_idle(false) && !self.reported_fast(direction, result, buffers.only()) {
-            self.report_bytes(direction, result, buffers);
+        if result > 0 {
+            if !self.is_idle(false) && !self.reported_fast(direction, result, buffers.only()) {
+                self.report_bytes(direction, result, buffers);
+            }
+        } else if !self.is_idle(false) {
+            self.moved_nothing(direction, result, &buffers);
+        }
+    }
+
+    /// A call of the read(2) family that moved nothing: it failed, or there is nothing more to come.
+    #[cold]
+    #[inline(never)]
+    fn moved_nothing(&self, direction: Direction, result: isize, buffers: &Buffers) {
+        if result < 0 {
+            self.failed(Peer::NONE);
+        } else if direction == Direction::In && buffers.room() > 0 {
+            self.report_end();
+        }
+    }
+
+    /// Reports that the call has failed; `peer` is the address that it named.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn failed(&self, peer: Peer) {
+        if let Slot::Traced(_) = self.slot() {
+            failures::of_call(self.name, self.fd, peer.address, peer.len);
+        }
+    }
+
+    /// Whether it has failed in a way that is reported.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.slot(), Slot::Traced(_)) && failures::is_told(self.name)
+    }
+
+    /// A receive with room for bytes got none, and no message.
+    fn report_end(&self) {
+        if let (Some(connection), true) = (self.slot().connection(), process::owns_descriptors()) {
+            stack::on_own(|| failures::of_end(connection, self.fd));
         }
     }
 
@@ -228,7 +268,9 @@ impl Call {
     #[inline(never)]
     fn report_message(&self, direction: Direction, result: isize, message: impl FnOnce() -> Message) {
         let Message { buffers, peer, details } = message();
-        let moved = Moved { peer, details, ..Moved::bytes(direction, result.unsigned_abs() as u64) };
+        let total = result.unsigned_abs() as u64;
+        let had_room = total != 0 || buffers.room() > 0;
+        let moved = Moved { had_room, peer, details, ..Moved::bytes(direction, total) };
         self.report(&moved, |data| data.emit(&buffers));
     }
 
@@ -238,6 +280,8 @@ impl Call {
         if result > 0 && !self.is_idle(false) {
             let total = result.unsigned_abs() as u64;
             self.report(&Moved::past_memory(direction, total), |data| data.emit_count());
+        } else if result < 0 && direction == Direction::Out {
+            self.failed(Peer::NONE);
         }
     }
 
@@ -247,6 +291,8 @@ impl Call {
         if result > 0 && !self.is_idle(false) {
             let total = result.unsigned_abs() as u64;
             self.report(&Moved::past_memory(Direction::Out, total), |data| data.emit_file(source));
+        } else if result < 0 {
+            self.failed(Peer::NONE);
         }
     }
 
@@ -268,6 +314,9 @@ impl Call {
         // What was cut was there.
         let was_cut = moved.details.truncated == Truncated::Yes;
         if total == 0 && !was_cut && !self.is_message(connection, moved.direction) {
+            if moved.direction == Direction::In && moved.had_room {
+                self.report_end();
+            }
             return;
         }
         // Relative names are rare in messages, so the look-up is for those only.

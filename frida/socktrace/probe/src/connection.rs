@@ -7,7 +7,7 @@
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use gttr::{Direction, MAX_CONN_ID_LEN};
 
@@ -68,6 +68,8 @@ pub(crate) struct Connection {
     moved: [AtomicU64; 2],
     /// The record of the same socket that has taken this one's place, packed; 0: none has.
     successor: AtomicU64,
+    /// Whether it was told that nothing more can be received.
+    has_ended: AtomicBool,
     description: UnsafeCell<Description>,
 }
 
@@ -207,6 +209,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
         connection.successor.store(0, Ordering::Relaxed);
+        connection.has_ended.store(false, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
             ts_ms: new.ts_ns / 1_000_000,
@@ -288,6 +291,11 @@ impl Connection {
     /// Notes bytes moved; how many had been before.
     pub(crate) fn add_moved(&self, direction: Direction, bytes: u64) -> u64 {
         self.moved[usize::from(direction == Direction::Out)].fetch_add(bytes, Ordering::Relaxed)
+    }
+
+    /// Makes it this call's to tell that nothing more can be received: whether it is, once for each record.
+    pub(crate) fn claim_end(&self) -> bool {
+        !self.has_ended.swap(true, Ordering::Relaxed)
     }
 
     #[inline]

@@ -122,6 +122,11 @@ fn text() -> Option<patch::Range> {
     (end != 0).then_some(patch::Range { start, end })
 }
 
+/// Whether libc's own calls of its functions come to the hooks, too.
+pub(crate) fn is_libc_patched() -> bool {
+    text().is_some()
+}
+
 /// Patches the libc that has a function at this address, unless it is; whether it is now.
 pub(crate) fn patch_libc(landmark: usize, missed: impl FnMut(&Hook)) -> bool {
     if text().is_some() {
@@ -171,6 +176,7 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
     descriptors::init()?;
     say(FrameType::Init, describe(params).as_bytes());
     announce(FrameType::Start, None);
+    exec::init();
     if let Some(path) = params.preload() {
         exec::follow(path);
     }
@@ -229,6 +235,22 @@ fn name_of_process() -> [u8; COMM_LEN] {
         let _ = read(&file, &mut name);
     }
     name
+}
+
+/// Says that this process ends, and how many UNIX sockets it has made, used or not.
+pub(crate) fn say_exit(status: c_int) {
+    // A vforked child that ends has executed nothing; whoever made it goes on, and knows.
+    if !process::is_started() || !descriptors::is_tracing() || process::who().is_guest {
+        return;
+    }
+    if process::own().has_left.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    // As the parent gets it (_exit(2)).
+    let status = Ext::Status(status.cast_unsigned() & 0xff);
+    let values = [status, Ext::SocketsMade(process::sockets_made())];
+    let values = if values[1] == Ext::SocketsMade(0) { &values[..1] } else { &values };
+    stack::on_own(|| emit(&Event { values, ..Event::new(FrameType::Exit, now_ns()) }, &[]));
 }
 
 /// Says that a descriptor has a number that the table has no room for.

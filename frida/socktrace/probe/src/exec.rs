@@ -1,33 +1,47 @@
 //! Into the programs that this one executes: the dynamic linker loads a preloaded probe into them if their
-//! environment says so (LD_PRELOAD, ld.so(8)).
+//! environment says so (LD_PRELOAD, ld.so(8)). And what is said of those that it does not get into.
 //!
-//! These functions run between vfork and exec, where memory is the parent's: they use the stack and nothing else.
+//! These functions run between vfork and exec, where memory is the parent's, in signal handlers, and on small stacks: they
+//! put together what they need in memory of their own ([`room`]).
+
+mod program;
+mod room;
 
 use core::ffi::{CStr, c_char, c_int};
-use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::fmt::Write as _;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use rustix::fs::stat;
+use gttr::{Ext, ExtWriter, FrameType};
+use rustix::fs::{Access, AtFlags, CWD, accessat, readlinkat_raw, statat};
 
-use crate::{params, process};
+use crate::clock::now_ns;
+use crate::emit::{Event, emit};
+use crate::name::Text;
+use crate::{control, descriptors, failures, params, process, stack, sys, transport};
+use program::{FRONT_LEN, Found};
+use room::Room;
+
+pub(crate) use program::Target;
+pub(crate) use room::{after_fork, give_back};
 
 /// The variable, with its equals sign.
 pub(crate) const LD_PRELOAD: &[u8] = b"LD_PRELOAD=";
 /// The name of the file with the parameters, beside the probe.
 pub(crate) const PARAMS_NAME: &[u8] = b"/params";
-/// Entries of an environment that the probe can add itself to. A larger one is passed on as it is.
-const MAX_ENTRIES: usize = 2048;
-/// Bytes of LD_PRELOAD with the probe's path in it.
-const MAX_VALUE_LEN: usize = 4096;
+/// Bytes for the extension values of an event: two paths or texts.
+const VALUES_LEN: usize = 3072;
+/// Bytes of a program's path that an event shows.
+const MAX_PROGRAM_LEN: usize = 1024;
 
 /// The probe's own path in LD_PRELOAD; null where it was not preloaded or is not to follow.
 static PROBE_PATH: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
-
 /// The file beside it with its parameters.
 static PARAMS_PATH: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
-
-/// Which file that is: device, inode number, and when it was last changed. Another one by its name is not ours.
+/// Which file that was when the probe was loaded: device, inode number, and when it was last changed. Another one under
+/// the same name is somebody else's.
 static PARAMS_FILE: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+/// Whether it was there when that was last looked at.
+static WAS_THERE: AtomicBool = AtomicBool::new(false);
 
 /// Makes executed programs load the probe from this path, which stays in memory for good.
 pub(crate) fn follow(path: &'static CStr) {
@@ -35,16 +49,22 @@ pub(crate) fn follow(path: &'static CStr) {
     let folder = &bytes[..bytes.iter().rposition(|&b| b == b'/').unwrap_or(0)];
     let Ok(params) = params::map(folder.len() + PARAMS_NAME.len() + 1) else { return };
     // SAFETY: mapped with this length and zeroed, so that a NUL follows; ours alone.
-    unsafe {
+    let params = unsafe {
         params.copy_from_nonoverlapping(folder.as_ptr(), folder.len());
         params.add(folder.len()).copy_from_nonoverlapping(PARAMS_NAME.as_ptr(), PARAMS_NAME.len());
-    }
-    // SAFETY: NUL-terminated, as above, and in memory for good.
-    if let Some(file) = identity(unsafe { CStr::from_ptr(params.cast()) }) {
+        CStr::from_ptr(params.cast())
+    };
+    if let Some(file) = identity(params) {
         PARAMS_FILE.iter().zip(file).for_each(|(to, value)| to.store(value, Ordering::Relaxed));
+        WAS_THERE.store(true, Ordering::Relaxed);
     }
-    PARAMS_PATH.store(params.cast(), Ordering::Relaxed);
+    PARAMS_PATH.store(params.as_ptr().cast_mut(), Ordering::Relaxed);
     PROBE_PATH.store(path.as_ptr().cast_mut(), Ordering::Release);
+}
+
+/// Prepares what must be there before the program executes another one.
+pub(crate) fn init() {
+    room::init();
 }
 
 fn probe_path() -> Option<&'static CStr> {
@@ -53,155 +73,469 @@ fn probe_path() -> Option<&'static CStr> {
     (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) })
 }
 
-/// What an environment says of the probe.
-#[derive(Clone, Copy)]
-enum Preloads {
-    /// It is in LD_PRELOAD, at this index.
-    Probe(usize),
-    /// LD_PRELOAD is at this index, without it.
-    Others(usize),
-    /// There is no LD_PRELOAD.
-    Nothing,
+/// Whether programs are still to load the probe, and can. Whoever put it there ends and takes it away: first its
+/// parameters, which is what is looked for here, and a moment later the library itself. The dynamic linker complains, on
+/// the program's standard error, of one that it does not find; so it has to be there as the new program will see it, from
+/// its root directory (chroot(2)), in its mount namespace, and as its user.
+fn is_there(probe: &CStr) -> bool {
+    if process::is_confined() {
+        return WAS_THERE.load(Ordering::Relaxed) && !transport::is_stopped();
+    }
+    // SAFETY: set by `follow` before the path of the probe.
+    let params = unsafe { CStr::from_ptr(PARAMS_PATH.load(Ordering::Relaxed)) };
+    let is_ours =
+        |file: [u64; 4]| PARAMS_FILE.iter().zip(file).all(|(ours, value)| ours.load(Ordering::Relaxed) == value);
+    let is_same = identity(params).is_some_and(is_ours);
+    let is_there = is_same && accessat(CWD, probe, Access::READ_OK, AtFlags::empty()).is_ok();
+    WAS_THERE.store(is_there, Ordering::Relaxed);
+    is_there
 }
 
-unsafe fn entries<'a>(envp: *const *const c_char) -> impl Iterator<Item = &'a CStr> {
-    // SAFETY: the caller's promise: an array of strings with a null behind it.
+fn identity(path: &CStr) -> Option<[u64; 4]> {
+    let stat = statat(CWD, path, AtFlags::empty()).ok()?;
+    Some([stat.st_dev, stat.st_ino, stat.st_ctime.cast_unsigned(), stat.st_ctime_nsec])
+}
+
+/// A filter is about to be set, behind which nobody can be asked any more.
+pub(crate) fn before_filter() {
+    if let Some(probe) = probe_path() {
+        is_there(probe);
+    }
+}
+
+/// Where an environment has LD_PRELOAD, and how large it is.
+#[derive(Clone, Copy, Default)]
+struct Survey<'a> {
+    /// Its variables.
+    count: usize,
+    /// The place and value of LD_PRELOAD. Of several the dynamic linker goes by the last.
+    preload: Option<(usize, &'a [u8])>,
+}
+
+/// The variables of an environment.
+///
+/// # Safety
+///
+/// It is null, or an array of strings with a null behind it.
+pub(crate) unsafe fn entries<'a>(envp: *const *const c_char) -> impl Iterator<Item = &'a CStr> {
+    // SAFETY: the caller's promise: null, or an array of strings with a null behind it.
     let entry = move |index| unsafe { *envp.add(index) };
-    let strings = (0..).map(entry).take_while(|entry| !entry.is_null());
+    let strings = (0..).take_while(move |_| !envp.is_null()).map(entry).take_while(|entry| !entry.is_null());
     // SAFETY: not null, and so a string.
     strings.map(|entry| unsafe { CStr::from_ptr(entry) })
 }
 
-unsafe fn preloads(envp: *const *const c_char, probe: &CStr) -> (Preloads, usize) {
-    let (mut found, mut count) = (Preloads::Nothing, 0);
+unsafe fn survey<'a>(envp: *const *const c_char) -> Survey<'a> {
+    let mut survey = Survey::default();
     // SAFETY: the caller's promise.
     for (index, entry) in unsafe { entries(envp) }.enumerate() {
-        count = index + 1;
+        survey.count = index + 1;
         if let Some(value) = entry.to_bytes().strip_prefix(LD_PRELOAD) {
-            let mut libraries = value.split(|&b| b == b':' || b == b' ');
-            let is_probe = libraries.any(|library| library == probe.to_bytes());
-            found = if is_probe { Preloads::Probe(index) } else { Preloads::Others(index) };
+            survey.preload = Some((index, value));
         }
     }
-    (found, count)
+    survey
 }
 
-/// Whether programs are still to load the probe. Whoever put it there ends and takes it away: first its parameters, which
-/// is what is looked for here, and a moment later the library itself. The dynamic linker complains, on the program's
-/// standard error, of one that it does not find.
-fn is_there() -> bool {
-    let params = PARAMS_PATH.load(Ordering::Relaxed);
-    // SAFETY: set by `follow` before the path of the probe, without which nobody asks.
-    process::is_confined() || identity(unsafe { CStr::from_ptr(params) }).is_some_and(is_ours)
+/// The libraries of a value of LD_PRELOAD.
+pub(crate) fn libraries(value: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    value.split(|&b| b == b':' || b == b' ').filter(|library| !library.is_empty())
 }
 
-fn is_ours(file: [u64; 4]) -> bool {
-    PARAMS_FILE.iter().zip(file).all(|(ours, value)| ours.load(Ordering::Relaxed) == value)
+impl Survey<'_> {
+    fn names(&self, probe: &CStr) -> bool {
+        self.preload.is_some_and(|(_, value)| libraries(value).any(|library| library == probe.to_bytes()))
+    }
 }
 
-fn identity(path: &CStr) -> Option<[u64; 4]> {
-    let stat = stat(path).ok()?;
-    Some([stat.st_dev, stat.st_ino, stat.st_ctime.cast_unsigned(), stat.st_ctime_nsec])
+/// A pointer that cannot lead anywhere: execve(2) answers it with EFAULT, and it is not to be followed before that.
+fn leads_nowhere<T>(pointer: *const T) -> bool {
+    const PAGE_LEN: usize = 4096;
+    !pointer.is_null() && (pointer.addr() < PAGE_LEN || isize::try_from(pointer.addr()).is_err())
 }
 
-/// Calls `exec` with an environment that is `envp` with the probe in LD_PRELOAD, or without it if it is gone.
+/// Whether the probe is in force, with a process of its own to speak of.
+fn is_tracing() -> bool {
+    process::is_started() && descriptors::is_tracing()
+}
+
+/// A call that executes a program.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) name: &'static str,
+    /// What it executes; `None` where that is found out, and told, later on the way: by execve(2), which this comes to.
+    pub(crate) target: Option<Target<'a>>,
+    /// Whether the target is a path, and not a name that is looked for in PATH.
+    pub(crate) is_path: bool,
+    /// Whether a child executes it, and this process goes on (posix_spawn(3)).
+    pub(crate) is_spawn: bool,
+}
+
+impl<'a> Call<'a> {
+    /// One that takes a path, as execve(2) does.
+    ///
+    /// # Safety
+    ///
+    /// `path` is what the program gave the call.
+    pub(crate) unsafe fn of_path(
+        name: &'static str,
+        directory: Option<c_int>,
+        path: *const c_char,
+        flags: c_int,
+    ) -> Self {
+        // SAFETY: the caller's promise.
+        let path = if is_tracing() { unsafe { readable_path(path) } } else { None };
+        let target = path.map(|path| match directory {
+            Some(directory) => Target { directory, path, flags },
+            None => Target::at(path),
+        });
+        Self { name, target, is_path: true, is_spawn: false }
+    }
+
+    /// One that takes an open file.
+    pub(crate) fn of_open(name: &'static str, fd: c_int) -> Self {
+        Self { name, target: is_tracing().then(|| Target::open(fd)), is_path: true, is_spawn: false }
+    }
+
+    /// One whose end is libc's execve(2), to which it gives a path: where libc is patched, that tells of it.
+    ///
+    /// # Safety
+    ///
+    /// As of `of_path`.
+    pub(crate) unsafe fn on_the_way(name: &'static str, file: *const c_char, searches: bool) -> Self {
+        if control::is_libc_patched() {
+            return Self { name, target: None, is_path: false, is_spawn: false };
+        }
+        // SAFETY: the caller's promise.
+        let call = unsafe { Self::of_path(name, None, file, 0) };
+        let is_path = !searches || call.target.is_some_and(|target| target.path.to_bytes().contains(&b'/'));
+        Self { is_path, ..call }
+    }
+
+    /// What it said of a failure: by -1 and `errno`, or by its result. 0: it has not failed.
+    fn errno(&self, result: c_int) -> c_int {
+        match (self.is_spawn, result) {
+            (true, _) => result,
+            (false, -1) => control::errno(),
+            (false, _) => 0,
+        }
+    }
+}
+
+/// A path of the program's that is there to be read: the kernel has read it. `None` where it has not.
+unsafe fn readable_path<'a>(path: *const c_char) -> Option<&'a CStr> {
+    if path.is_null() || leads_nowhere(path) || (!process::is_confined() && !sys::is_path_readable(path)) {
+        return None;
+    }
+    // SAFETY: the caller's promise, and not a wild guess.
+    Some(unsafe { CStr::from_ptr(path) })
+}
+
+/// Why a program is not traced although nothing about its file is in the way.
+const NOT_ASKED_FOR: &str = "not asked for";
+const NOT_REACHABLE: &str = "the probe cannot be reached from its root directory or mount namespace";
+const NO_MEMORY: &str = "no memory for its environment with the probe in it";
+const TOO_LARGE: &str = "its arguments and environment leave no room for the probe";
+
+/// Executes a program with an environment that is `envp` with the probe in LD_PRELOAD, or without it where it is not to be
+/// there; and says that it is executed, and whether it will be traced.
 ///
 /// # Safety
 ///
-/// `envp` is null or an environment as execve(2) takes it.
-pub(crate) unsafe fn with_probe(envp: *const *const c_char, exec: impl FnOnce(*const *const c_char) -> c_int) -> c_int {
-    let Some(probe) = probe_path().filter(|_| !envp.is_null()) else { return exec(envp) };
+/// As of execve(2); `exec` makes the call, with an environment.
+pub(crate) unsafe fn execute(
+    call: &Call<'_>,
+    envp: *const *const c_char,
+    exec: impl Fn(*const *const c_char) -> c_int,
+) -> c_int {
+    if !is_tracing() || leads_nowhere(envp) {
+        return exec(envp);
+    }
     // SAFETY: the caller's promise.
-    let (found, count) = unsafe { preloads(envp, probe) };
-    // SAFETY: the caller's promise; the indices that `preloads` gives are within.
-    let value_at = |at: usize| unsafe { CStr::from_ptr(*envp.add(at)) }.to_bytes();
-    let mut value = Value::new();
-    let at = match (found, is_there()) {
-        (Preloads::Probe(_), true) | (Preloads::Others(_) | Preloads::Nothing, false) => return exec(envp),
-        (Preloads::Others(at), true) => {
-            value.push(value_at(at));
-            value.push(b":");
-            value.push(probe.to_bytes());
-            at
-        }
-        (Preloads::Nothing, true) => {
-            value.push(LD_PRELOAD);
-            value.push(probe.to_bytes());
-            count
-        }
-        (Preloads::Probe(at), false) => {
-            let others = |library: &&[u8]| !library.is_empty() && *library != probe.to_bytes();
-            let libraries = value_at(at)[LD_PRELOAD.len()..].split(|&b| b == b':' || b == b' ').filter(others);
-            for (index, library) in libraries.enumerate() {
-                value.push(if index == 0 { LD_PRELOAD } else { b":" });
-                value.push(library);
-            }
-            at
-        }
+    let mut plan = stack::on_own(|| unsafe { prepare(call, envp) });
+    let mut result = exec(plan.envp);
+    let mut errno = call.errno(result);
+    if errno == 0 {
+        return result;
+    }
+    /// E2BIG of errno(3): what the kernel takes of arguments and environment, or of one variable.
+    const E2BIG: c_int = 7;
+    if errno == E2BIG && plan.adds_probe {
+        stack::on_own(|| tell(call, Some(TOO_LARGE), plan.buffer()));
+        result = exec(envp);
+        errno = call.errno(result);
+    }
+    if plan.is_told {
+        stack::on_own(|| tell_failure(call, errno));
+    }
+    result
+}
+
+/// How a program is executed.
+struct Plan {
+    /// What it gets.
+    envp: *const *const c_char,
+    /// Where that is, if it was changed, and a buffer behind it.
+    room: Option<Room>,
+    /// Where the buffer begins.
+    buffer_at: usize,
+    /// Whether the program's own environment does not have the probe.
+    adds_probe: bool,
+    /// Whether it was said that the program is executed.
+    is_told: bool,
+}
+
+impl Plan {
+    fn unchanged(envp: *const *const c_char, is_told: bool) -> Self {
+        Self { envp, room: None, buffer_at: 0, adds_probe: false, is_told }
+    }
+
+    fn buffer(&mut self) -> &mut [u8] {
+        let at = self.buffer_at;
+        self.room.as_mut().and_then(|room| room.bytes().get_mut(at..)).unwrap_or_default()
+    }
+}
+
+/// Looks at the program, puts its environment together, and says what is executed.
+///
+/// # Safety
+///
+/// As of `execute`.
+unsafe fn prepare(call: &Call<'_>, envp: *const *const c_char) -> Plan {
+    // SAFETY: the caller's promise.
+    let survey = unsafe { survey(envp) };
+    let probe = probe_path();
+    let path_len = probe.map_or(0, CStr::count_bytes);
+    let value_len = LD_PRELOAD.len() + survey.preload.map_or(0, |(_, value)| value.len()) + path_len + 2;
+    let array_len = (survey.count + 2) * size_of::<*const c_char>();
+    let Some(mut room) = Room::claim(array_len + value_len + FRONT_LEN.max(VALUES_LEN)) else {
+        tell(call, Some(NO_MEMORY), &mut []);
+        return Plan::unchanged(envp, true);
     };
-    let mut changed = [MaybeUninit::<*const c_char>::uninit(); MAX_ENTRIES];
-    let Some(text) = value.finish().filter(|_| count + 2 <= MAX_ENTRIES) else { return exec(envp) };
+    let (array, rest) = room.bytes().split_at_mut(array_len);
+    let (value, buffer) = rest.split_at_mut(value_len);
+    let found = match &call.target {
+        Some(target) if call.is_path && !process::is_confined() && (!call.is_spawn || is_single_threaded()) => {
+            program::look(target, &mut buffer[..FRONT_LEN])
+        }
+        _ => Found::Program(None),
+    };
+    let Found::Program(hindrance) = found else {
+        // It will fail, as the search through PATH does for most folders.
+        return Plan::unchanged(envp, false);
+    };
+    let is_there = probe.is_some_and(is_there);
+    let is_wanted = is_there && !hindrance.is_some_and(program::Hindrance::is_another_kind);
+    let why = match (probe, hindrance) {
+        (None, _) => Some(NOT_ASKED_FOR),
+        (Some(_), Some(hindrance)) => Some(hindrance.text()),
+        (Some(_), None) if !is_there => Some(NOT_REACHABLE),
+        (Some(_), None) => None,
+    };
+    let changed = match probe {
+        Some(probe) if is_wanted != survey.names(probe) => {
+            let value = write_value(value, &survey, probe, is_wanted);
+            // SAFETY: the caller's promise, and room for so many.
+            Some(unsafe { write_array(array, envp, &survey, value) })
+        }
+        _ => None,
+    };
+    tell(call, why, buffer);
+    Plan {
+        envp: changed.unwrap_or(envp),
+        room: Some(room),
+        buffer_at: array_len + value_len,
+        adds_probe: is_wanted && changed.is_some(),
+        is_told: true,
+    }
+}
+
+/// Writes the variable as it is to be: with the probe behind the others, or without it. Empty: there is to be none.
+fn write_value<'a>(to: &'a mut [u8], survey: &Survey<'_>, probe: &CStr, is_wanted: bool) -> &'a [u8] {
+    let before = survey.preload.map_or(&[][..], |(_, value)| value);
     let mut len = 0;
-    for index in 0..count.max(at + 1) {
-        let entry = match index == at {
-            // A variable that nothing is left of.
-            true if text.is_empty() => continue,
-            true => text.as_ptr().cast(),
-            // SAFETY: within the array.
-            false => unsafe { *envp.add(index) },
-        };
-        changed[len].write(entry);
-        len += 1;
-    }
-    changed[len].write(core::ptr::null());
-    exec(changed.as_ptr().cast())
-}
-
-/// A variable being put together.
-struct Value {
-    bytes: [MaybeUninit<u8>; MAX_VALUE_LEN],
-    len: usize,
-    fits: bool,
-}
-
-impl Value {
-    fn new() -> Self {
-        Self { bytes: [MaybeUninit::uninit(); MAX_VALUE_LEN], len: 0, fits: true }
-    }
-
-    fn push(&mut self, text: &[u8]) {
-        match self.bytes.get_mut(self.len..self.len + text.len()) {
-            Some(to) => {
-                for (to, &byte) in to.iter_mut().zip(text) {
-                    to.write(byte);
-                }
-                self.len += text.len();
-            }
-            None => self.fits = false,
+    let mut push = |text: &[u8]| {
+        to[len..len + text.len()].copy_from_slice(text);
+        len += text.len();
+    };
+    if is_wanted {
+        push(LD_PRELOAD);
+        push(before);
+        if !before.is_empty() {
+            push(b":");
+        }
+        push(probe.to_bytes());
+    } else {
+        for (index, library) in libraries(before).filter(|library| *library != probe.to_bytes()).enumerate() {
+            push(if index == 0 { LD_PRELOAD } else { b":" });
+            push(library);
         }
     }
+    if len == 0 {
+        return &[];
+    }
+    to[len] = 0;
+    &to[..=len]
+}
 
-    /// With a NUL behind it, not counted; `None` if it did not fit.
-    fn finish(&mut self) -> Option<&[u8]> {
-        self.bytes.get_mut(self.len)?.write(0);
-        // SAFETY: written by `push` as far as this.
-        self.fits.then(|| unsafe { core::slice::from_raw_parts(self.bytes.as_ptr().cast(), self.len) })
+/// Writes an environment with the variable changed to `value`, which has a NUL at its end, or left out where it is empty.
+///
+/// # Safety
+///
+/// `envp` is null or an environment of `survey.count` variables.
+unsafe fn write_array(
+    to: &mut [u8],
+    envp: *const *const c_char,
+    survey: &Survey<'_>,
+    value: &[u8],
+) -> *const *const c_char {
+    let array = to.as_mut_ptr().cast::<*const c_char>();
+    let at = survey.preload.map_or(survey.count, |(index, _)| index);
+    let mut len = 0;
+    let mut push = |entry: *const c_char| {
+        // SAFETY: room for one more variable than there were, and the null; aligned to a page.
+        unsafe { array.add(len).write(entry) };
+        len += 1;
+    };
+    for index in 0..survey.count.max(at + 1) {
+        if index != at {
+            // SAFETY: within the environment.
+            push(unsafe { *envp.add(index) });
+        } else if !value.is_empty() {
+            push(value.as_ptr().cast());
+        }
+    }
+    push(core::ptr::null());
+    array
+}
+
+/// Whether no other thread can be opening a file meanwhile, for which it expects the lowest free number.
+fn is_single_threaded() -> bool {
+    /// A directory's links: itself twice, and one a thread.
+    const LINKS: u64 = 3;
+    statat(CWD, c"/proc/self/task", AtFlags::empty()).is_ok_and(|stat| stat.st_nlink == LINKS)
+}
+
+/// Says what is executed, and why it will not be traced, if it will not; `buffer` is for its values.
+#[inline(never)]
+fn tell(call: &Call<'_>, why: Option<&str>, buffer: &mut [u8]) {
+    let Some(target) = &call.target else { return };
+    // A program that is traced introduces itself. That this process executes it is news; that a child does is not.
+    if call.is_spawn && why.is_none() {
+        return;
+    }
+    let who = process::who();
+    if who.is_guest && !transport::reaches_guests() {
+        return;
+    }
+    let mut path = target.path.to_bytes();
+    let (of_path, of_values) = buffer.split_at_mut(buffer.len().min(MAX_PROGRAM_LEN));
+    if path.is_empty() && !process::is_confined() {
+        let mut link = Text::<32>::new();
+        let _ = write!(link, "/proc/self/fd/{}", target.directory);
+        let len = link.as_c_str().map_or(0, |link| readlinkat_raw(CWD, link, &mut *of_path).unwrap_or(0));
+        path = &of_path[..len];
+    }
+    // Where there is no memory: the reason alone.
+    let mut small = [0; 96];
+    let mut values = ExtWriter::new(if of_values.is_empty() { &mut small } else { of_values });
+    if let Some(why) = why {
+        values.put(Ext::Untraced(why.as_bytes()));
+    }
+    values.put(Ext::Program(&path[..path.len().min(MAX_PROGRAM_LEN)]));
+    match process::sockets_made() {
+        made @ 1.. if !who.is_guest => values.put(Ext::SocketsMade(made)),
+        _ => {}
+    }
+    let text: &[u8] = if call.is_spawn { call.name.as_bytes() } else { b"" };
+    let event = Event { conn: [text, b"", b""], more: values.bytes(), ..Event::new(FrameType::Exec, now_ns()) };
+    emit(&event, &[]);
+}
+
+/// Says that the program was not executed after all.
+fn tell_failure(call: &Call<'_>, errno: c_int) {
+    let (Some(target), 1..) = (&call.target, errno) else { return };
+    if !process::who().is_guest || transport::reaches_guests() {
+        failures::of_exec(call.name, target.path.to_bytes(), errno);
+    }
+    if !call.is_spawn {
+        control::set_errno(errno);
     }
 }
 
 /// The program's own environment, if what it says of the probe has to be changed.
 pub(crate) fn own_environment_to_change() -> Option<*const *const c_char> {
     let probe = probe_path()?;
-    let envp = own_environment()?;
+    let envp = own_environment();
     // SAFETY: libc's `environ`, which the program may execute others with.
-    let has_probe = matches!(unsafe { preloads(envp, probe) }.0, Preloads::Probe(_));
-    (has_probe != is_there()).then_some(envp)
+    let has_probe = unsafe { survey(envp) }.names(probe);
+    (has_probe != is_there(probe)).then_some(envp)
 }
 
 #[cfg(feature = "standalone")]
-use crate::standalone::own_environment;
+pub(crate) use crate::standalone::own_environment;
 
 #[cfg(not(feature = "standalone"))]
-fn own_environment() -> Option<*const *const c_char> {
-    None
+pub(crate) fn own_environment() -> *const *const c_char {
+    core::ptr::null()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+
+    /// What becomes of an environment.
+    fn changed(before: Option<&[&str]>, is_wanted: bool) -> Vec<String> {
+        let strings: Vec<_> = before.unwrap_or_default().iter().map(|entry| CString::new(*entry).unwrap()).collect();
+        let mut array: Vec<_> = strings.iter().map(|entry| entry.as_ptr()).collect();
+        array.push(core::ptr::null());
+        let envp = if before.is_some() { array.as_ptr() } else { core::ptr::null() };
+        // SAFETY: an environment.
+        let survey = unsafe { survey(envp) };
+        let mut value = vec![0; 200_000];
+        let mut to = vec![0_u64; survey.count + 2];
+        let value = write_value(&mut value, &survey, c"/p/probe.so", is_wanted);
+        // SAFETY: room for as many.
+        unsafe {
+            let (_, to, _) = to.align_to_mut::<u8>();
+            let made = write_array(to, envp, &survey, value);
+            entries(made).map(|entry| entry.to_str().unwrap().to_owned()).collect()
+        }
+    }
+
+    #[test]
+    fn environments_with_the_probe() {
+        assert_eq!(changed(None, true), ["LD_PRELOAD=/p/probe.so"]);
+        assert_eq!(changed(Some(&[]), true), ["LD_PRELOAD=/p/probe.so"]);
+        assert_eq!(changed(Some(&["A=b", "C"]), true), ["A=b", "C", "LD_PRELOAD=/p/probe.so"]);
+        assert_eq!(changed(Some(&["LD_PRELOAD=", "A=b"]), true), ["LD_PRELOAD=/p/probe.so", "A=b"]);
+        assert_eq!(changed(Some(&["LD_PRELOAD=a b", "A=b"]), true), ["LD_PRELOAD=a b:/p/probe.so", "A=b"]);
+        assert_eq!(changed(Some(&["LD_PRELOAD=a", "LD_PRELOAD=b"]), true)[1], "LD_PRELOAD=b:/p/probe.so");
+        let long = format!("LD_PRELOAD={}", ":".repeat(100_000));
+        assert_eq!(changed(Some(&[&long]), true), [format!("{long}:/p/probe.so")]);
+    }
+
+    #[test]
+    fn environments_without_the_probe() {
+        assert_eq!(changed(Some(&["LD_PRELOAD=/p/probe.so", "A=b"]), false), ["A=b"]);
+        assert_eq!(changed(Some(&["LD_PRELOAD=a:/p/probe.so b", "A=b"]), false), ["LD_PRELOAD=a:b", "A=b"]);
+        assert_eq!(changed(Some(&["LD_PRELOAD=/p/probe.so:/p/probe.so"]), false), [""; 0]);
+    }
+
+    #[test]
+    fn any_number_of_variables() {
+        for count in [0, 1, 2046, 2047, 2048, 10_000] {
+            let names: Vec<_> = (0..count).map(|number| format!("V{number}=1")).collect();
+            let before: Vec<_> = names.iter().map(String::as_str).collect();
+            let after = changed(Some(&before), true);
+            assert_eq!((after.len(), &after[..count]), (count + 1, &names[..]));
+        }
+    }
+
+    #[test]
+    fn pointers_that_are_none() {
+        assert!(!leads_nowhere(core::ptr::null::<u8>()) && !leads_nowhere(&raw const WAS_THERE));
+        assert!(leads_nowhere(1 as *const u8) && leads_nowhere(usize::MAX as *const u8));
+    }
 }

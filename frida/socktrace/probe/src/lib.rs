@@ -20,6 +20,7 @@ mod control;
 mod descriptors;
 mod emit;
 mod exec;
+mod failures;
 mod guest;
 mod hooks;
 mod name;

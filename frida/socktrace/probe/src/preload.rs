@@ -3,8 +3,7 @@
 //! The dynamic linker runs this before the program, and perhaps before libc is ready: it uses system calls only. What
 //! it cannot do it leaves undone, silently: the program's output is the program's.
 
-use core::ffi::CStr;
-use core::mem::MaybeUninit;
+use core::ffi::{CStr, c_char, c_int};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -23,14 +22,22 @@ const MAX_PARAMS_LEN: usize = 64 << 10;
 
 #[used]
 #[unsafe(link_section = ".init_array")]
-static START: extern "C" fn() = start;
+static START: unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char) = start;
 
-extern "C" fn start() {
-    let _ = try_start();
+/// glibc calls constructors with what main(3) will get; musl with nothing, but has set `environ` by then.
+unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *const c_char) {
+    let envp = if is_glibc() { envp } else { exec::own_environment() };
+    // SAFETY: the environment that the program is started with: an array of strings with a null behind it.
+    if let Some(path) = unsafe { own_path(envp) } {
+        let _ = try_start(path);
+    }
 }
 
-fn try_start() -> Option<()> {
-    let path = own_path()?;
+fn is_glibc() -> bool {
+    !next_symbol(c"gnu_get_libc_version").is_null()
+}
+
+fn try_start(path: &'static CStr) -> Option<()> {
     let directory = path.to_bytes().strip_suffix(PROBE_NAME)?;
     let mut file = Text::<PATH_MAX>::new();
     if !file.push(directory) || !file.push(PARAMS_NAME) {
@@ -58,7 +65,7 @@ fn try_start() -> Option<()> {
 /// The hooks are in place already, for whatever calls the functions by their names. Where libc can be patched too, they
 /// are for its own calls of them: in glibc. musl's own functions make system calls instead.
 fn hook_libc() {
-    if !next_symbol(c"gnu_get_libc_version").is_null() {
+    if is_glibc() {
         control::patch_libc(next_symbol(control::LANDMARK) as usize, |_| {});
     }
 }
@@ -73,81 +80,33 @@ fn read_all(file: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
     }
 }
 
-/// The probe's path, from LD_PRELOAD as the program was given it. From /proc, because not every libc has set `environ`
-/// by now.
-fn own_path() -> Option<&'static CStr> {
-    let file = openat(CWD, c"/proc/self/environ", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let path = params::map(PATH_MAX).ok()?;
+/// The probe's path, from LD_PRELOAD as the program was given it: not from /proc, which may not be there, and which a
+/// program that its user may execute but not read cannot open.
+///
+/// # Safety
+///
+/// `envp` is null or an environment.
+unsafe fn own_path(envp: *const *const c_char) -> Option<&'static CStr> {
+    // SAFETY: the caller's promise.
+    let variables = unsafe { exec::entries(envp) };
+    let mut values = variables.filter_map(|entry| entry.to_bytes().strip_prefix(LD_PRELOAD));
+    let library = values.find_map(|value| exec::libraries(value).find(|library| library.ends_with(PROBE_NAME)))?;
+    let path = params::map(library.len() + 1).ok()?;
     // SAFETY: mapped with this length for good, ours alone, zeroed.
-    let path = unsafe { core::slice::from_raw_parts_mut(path, PATH_MAX) };
-    let mut finder = Finder { matched: 0, is_line_start: true, len: 0 };
-    let mut buffer = [MaybeUninit::<u8>::uninit(); 1024];
-    loop {
-        let (bytes, _) = rustix::io::read(&file, &mut buffer[..]).ok()?;
-        if bytes.is_empty() {
-            return None;
-        }
-        for &byte in &*bytes {
-            if finder.feed(byte, path) {
-                let len = finder.len;
-                path[len] = 0;
-                return CStr::from_bytes_with_nul(&path[..=len]).ok();
-            }
-        }
-    }
-}
-
-/// Looks for a library named like the probe in the value of LD_PRELOAD, a byte at a time.
-struct Finder {
-    /// Bytes of `LD_PRELOAD=` matched.
-    matched: usize,
-    /// Whether a variable could begin here or has begun to match.
-    is_line_start: bool,
-    /// Bytes of the library's path so far.
-    len: usize,
-}
-
-impl Finder {
-    /// Whether the byte ends a library's path that is the probe's.
-    fn feed(&mut self, byte: u8, path: &mut [u8]) -> bool {
-        if self.matched < LD_PRELOAD.len() {
-            if self.is_line_start && byte == LD_PRELOAD[self.matched] {
-                self.matched += 1;
-            } else {
-                self.is_line_start = byte == 0;
-                self.matched = 0;
-            }
-            return false;
-        }
-        if matches!(byte, b':' | b' ' | 0) {
-            if path[..self.len].ends_with(PROBE_NAME) {
-                return true;
-            }
-            self.len = 0;
-            if byte == 0 {
-                self.matched = 0;
-                self.is_line_start = true;
-            }
-        } else if self.len + 1 < path.len() {
-            path[self.len] = byte;
-            self.len += 1;
-        }
-        false
+    unsafe {
+        path.copy_from_nonoverlapping(library.as_ptr(), library.len());
+        Some(CStr::from_ptr(path.cast()))
     }
 }
 
 /// Takes the probe out of LD_PRELOAD, in place, so that programs this one executes are not traced.
 fn forget(path: &CStr) {
-    let Some(envp) = crate::standalone::own_environment() else { return };
+    let envp = exec::own_environment();
     let path = path.to_bytes();
     // SAFETY: libc's `environ`: an array of strings with a null behind it. The probe is the only thing running.
     unsafe {
-        for index in 0.. {
-            let entry = (*envp.add(index)).cast_mut();
-            if entry.is_null() {
-                return;
-            }
-            let text = core::slice::from_raw_parts_mut(entry.cast::<u8>(), CStr::from_ptr(entry).count_bytes());
+        for entry in exec::entries(envp) {
+            let text = core::slice::from_raw_parts_mut(entry.as_ptr().cast_mut().cast::<u8>(), entry.count_bytes());
             if !text.starts_with(LD_PRELOAD) {
                 continue;
             }

@@ -26,6 +26,10 @@ pub(crate) struct Own {
     numbering: Numbering,
     /// Connections named so far.
     pub(crate) connections: AtomicU32,
+    /// UNIX sockets made so far.
+    pub(crate) sockets: AtomicU32,
+    /// Whether it has said that it ends.
+    pub(crate) has_left: AtomicBool,
     /// Losses not yet reported.
     pub(crate) lost: Lost,
 }
@@ -196,6 +200,7 @@ fn after_fork(pid: u32) {
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         stack::after_fork();
         guest::after_fork();
+        crate::exec::after_fork();
         stack::on_own(|| {
             let announcement = crate::transport::after_fork();
             if descriptors::is_tracing() {
@@ -203,6 +208,11 @@ fn after_fork(pid: u32) {
             }
         });
     }
+}
+
+/// UNIX sockets that the process has made.
+pub(crate) fn sockets_made() -> u32 {
+    own().sockets.load(Ordering::Relaxed)
 }
 
 /// Whether there is a page to speak of.

@@ -174,11 +174,10 @@ fn libc_symbol(name: &CStr) -> *mut c_void {
     }
 }
 
-/// The program's environment as it is now, `environ` of environ(7).
-pub(crate) fn own_environment() -> Option<*const *const c_char> {
+/// The program's environment as it is now, `environ` of environ(7); null: it has none, as after clearenv(3).
+pub(crate) fn own_environment() -> *const *const c_char {
     // SAFETY: the address of libc's variable, if this program has it.
-    let envp = unsafe { socktrace_environ().as_ref().copied()? };
-    (!envp.is_null()).then_some(envp)
+    unsafe { socktrace_environ().as_ref().copied() }.unwrap_or(core::ptr::null())
 }
 
 /// The program's `errno`.

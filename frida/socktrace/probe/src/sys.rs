@@ -20,6 +20,7 @@ mod number {
     pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const SIGALTSTACK: usize = 131;
     pub(super) const PRCTL: usize = 157;
+    pub(super) const FACCESSAT: usize = 269;
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const PROCESS_VM_READV: usize = 310;
     #[cfg(feature = "standalone")]
@@ -191,6 +192,18 @@ unsafe fn read_own_memory(from: *const u8, to: *mut u8, len: usize) -> Result<us
     // SAFETY: both are one `struct iovec`, and the local one leads to room for so much.
     let read = unsafe { syscall(number::PROCESS_VM_READV, args) }.cast_signed();
     usize::try_from(read).map_err(|_| Errno::from_raw_os_error(-(read as i32)))
+}
+
+/// Whether the kernel can read a path of the program's, which may lead nowhere (faccessat(2)).
+pub(crate) fn is_path_readable(path: *const core::ffi::c_char) -> bool {
+    /// The working directory, and: does it exist?
+    const AT_FDCWD: isize = -100;
+    const F_OK: usize = 0;
+    let args = [AT_FDCWD.cast_unsigned(), path.addr(), F_OK, 0, 0, 0];
+    // SAFETY: it reads a string, and says so where there is none.
+    let result = unsafe { syscall(number::FACCESSAT, args) }.cast_signed();
+    let error = |error: Errno| result.unsigned_abs() as i32 == error.raw_os_error();
+    !error(Errno::FAULT) && !error(Errno::NAMETOOLONG)
 }
 
 /// `exit_group(2)`.

@@ -65,6 +65,17 @@ pub(crate) fn leave() {
     stack::on_own(shared::leave);
 }
 
+/// Whether the server has said that it reads no more.
+pub(crate) fn is_stopped() -> bool {
+    shared::is_stopped()
+}
+
+/// Whether a vforked child can send: through a ring, or by its parent's socket, if it has not closed that. A socket of its
+/// own would be noted in memory that is the parent's.
+pub(crate) fn reaches_guests() -> bool {
+    params::get().transport == Transport::Shm || socket::OWN.if_there().is_some()
+}
+
 /// What is ready to take the frames of one event.
 pub(crate) enum Link {
     Socket(socket::Socket),

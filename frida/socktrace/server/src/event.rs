@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use gttr::{Ext, Frame, FrameType};
 use serde::{Deserialize, Serialize};
 
+use crate::errno;
 use crate::process::ProcessId;
 use crate::util::safe_filename;
 
@@ -40,6 +41,10 @@ pub enum EventType {
     Exec,
     /// A traced process ends.
     Exit,
+    /// A call failed.
+    Fail,
+    /// Nothing more can be received on a connection.
+    Eof,
     /// The server started.
     HostInit,
     /// The server ends; the last line it writes.
@@ -214,6 +219,18 @@ event! {
     exe: Text<'a>,
     /// The process's name in the kernel, as ps(1) shows it.
     comm: Text<'a>,
+    /// Path of the program that is executed, as the call was given it.
+    program: Text<'a>,
+    /// Why the program that is executed is not traced; absent where it is.
+    untraced: Text<'a>,
+    /// What the failed call said, a number of errno(3).
+    errno: i32,
+    /// How many times in all the same call has failed in the same way, where that is more than once.
+    times: u32,
+    /// The process's exit status.
+    status: u32,
+    /// UNIX sockets that the process has made.
+    sockets: u32,
     /// Inode number of the socket.
     inode: u64,
     /// `stream`, `dgram` or `seqpacket`; any other type is its number.
@@ -240,7 +257,7 @@ event! {
     since_ns: u64,
     /// When the last lost event happened, in nanoseconds since the Unix epoch.
     until_ns: u64,
-    /// What is wrong with the bytes.
+    /// What is wrong with the bytes (bad_frame), or the name of `errno` (fail).
     error: Text<'a>,
     /// Path of the server's socket.
     sock: Text<'a>,
@@ -282,6 +299,8 @@ impl<'a> Event<'a> {
             FrameType::Fork => EventType::Fork,
             FrameType::Exec => EventType::Exec,
             FrameType::Exit => EventType::Exit,
+            FrameType::Fail => EventType::Fail,
+            FrameType::Eof => EventType::Eof,
             FrameType::Ring => return Self::bad_frame("a frame about a ring", frame.encoded_len()),
             FrameType::Other(n) => {
                 return Self {
@@ -297,7 +316,7 @@ impl<'a> Event<'a> {
             gttr::Direction::In => Some(Direction::In),
             gttr::Direction::Out => Some(Direction::Out),
         };
-        let speaks_of_a_path = matches!(kind, EventType::Open | EventType::Listen | EventType::Data);
+        let speaks_of_a_path = matches!(kind, EventType::Open | EventType::Listen | EventType::Data | EventType::Eof);
         if speaks_of_a_path || !frame.path.is_empty() {
             event.path = Some(Text::escaped(frame.path));
         }
@@ -360,6 +379,15 @@ impl<'a> Event<'a> {
             Ext::Security(v) => self.security = Some(Text::escaped(v)),
             Ext::PidFd(v) => self.pidfd = Some(v),
             Ext::Comm(v) => self.comm = Some(Text::escaped(v)),
+            Ext::Program(v) => self.program = Some(Text::escaped(v)),
+            Ext::Untraced(v) => self.untraced = Some(Text::escaped(v)),
+            Ext::Errno(v) => {
+                let number = v.cast_signed();
+                (self.errno, self.error) = (Some(number), Some(errno::name(number).into()));
+            }
+            Ext::Times(v) => self.times = Some(v),
+            Ext::Status(v) => self.status = Some(v),
+            Ext::SocketsMade(v) => self.sockets = Some(v),
             // A newer agent's value: the rest of the frame is understood all the same.
             _ => {}
         }

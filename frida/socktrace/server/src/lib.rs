@@ -13,6 +13,7 @@
 mod connections;
 pub mod decode;
 mod descriptors;
+pub mod errno;
 pub mod event;
 mod events_file;
 mod folder;

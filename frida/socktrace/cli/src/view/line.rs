@@ -2,12 +2,13 @@
 
 use anstyle::{AnsiColor, Style as Colour};
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, errno};
 
 use super::assemble::Message;
 use super::connections::{Connection, Connections};
 use super::processes::{Processes, label};
 use super::table::{self, Row};
+use super::unseen::NOT_ASKED_FOR;
 use super::{Payload, Style, escape, hexdump};
 use crate::summary::{self, Context};
 
@@ -216,20 +217,41 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
             }
             line.coloured(DIM, &format!("({})", text(&event.how)));
         }
-        EventType::Start | EventType::Fork | EventType::Exec => {
-            let word = match event.kind {
-                EventType::Start => "start",
-                EventType::Fork => "fork",
-                _ => "exec",
-            };
-            line.plain(word);
+        EventType::Start | EventType::Fork => {
+            line.plain(if event.kind == EventType::Start { "start" } else { "fork" });
             line.plain(&text(&event.exe));
             // Of a process in another pid namespace it is a number there.
             if let (Some(ppid), None) = (event.ppid, event.host_pid) {
                 line.coloured(DIM, &format!("(child of {ppid})"));
             }
         }
-        EventType::Exit => line.plain(&format!("exit {}", text(&event.raw))),
+        // One that is traced introduces itself.
+        EventType::Exec => match event.untraced.as_deref() {
+            Some(why) => {
+                line.plain("executes");
+                line.coloured(PATH, &text(&event.program));
+                let colour = if why == NOT_ASKED_FOR { DIM } else { BAD };
+                line.coloured(colour, &format!("(not traced: {why})"));
+            }
+            None => return,
+        },
+        // That all went well is not worth a line a process.
+        EventType::Exit => match event.status {
+            Some(0) => return,
+            Some(status) => line.plain(&format!("exited {status}")),
+            None => line.plain(&format!("exit {}", text(&event.raw))),
+        },
+        EventType::Fail => {
+            line.plain(&text(&event.call));
+            line.coloured(PATH, event.program.as_deref().unwrap_or(shown_path(&path)));
+            line.coloured(BAD, &failure(event));
+        }
+        EventType::Eof => {
+            line.plain("end of file");
+            line.coloured(PATH, shown_path(&path));
+            let peer = peer_of(connection, processes, connections);
+            line.coloured(NAME, &peer);
+        }
         EventType::Error => line.coloured(BAD, &format!("error: {}", text(&event.raw))),
         EventType::BadFrame => {
             let (size, error) = (event.size.unwrap_or(0), text(&event.error));
@@ -243,6 +265,19 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
         _ => return,
     }
     line.finish(to);
+}
+
+/// An error in words, with its name, and how often it has been.
+fn failure(event: &Event<'_>) -> String {
+    let number = event.errno.unwrap_or(0);
+    let mut shown = match errno::text(number) {
+        Some(text) => format!("{text} ({})", errno::name(number)),
+        None => format!("error {number}"),
+    };
+    if let Some(times @ 2..) = event.times {
+        shown.push_str(&format!(", {times} times"));
+    }
+    shown
 }
 
 /// The table at the end.

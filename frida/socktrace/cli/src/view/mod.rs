@@ -9,6 +9,7 @@ mod line;
 pub mod losses;
 mod processes;
 mod table;
+mod unseen;
 
 use gttr::{Ext, Frame};
 use socktrace_server::{Event, EventType};
@@ -22,6 +23,7 @@ use connections::Connections;
 use line::Line;
 use losses::Losses;
 use processes::Processes;
+use unseen::Unseen;
 
 /// How payloads are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +78,13 @@ pub struct View {
     processes: Processes,
     connections: Connections,
     losses: Losses,
+    unseen: Unseen,
     /// Messages shown, and not asked for.
     shown: u64,
     filtered: u64,
     sockets: u64,
+    /// Calls on sockets that failed.
+    failures: u64,
     started: bool,
 }
 
@@ -93,9 +98,11 @@ impl View {
             processes: Processes::new(style.live),
             connections: Connections::default(),
             losses: Losses::default(),
+            unseen: Unseen::default(),
             shown: 0,
             filtered: 0,
             sockets: 0,
+            failures: 0,
             started: false,
         }
     }
@@ -137,9 +144,11 @@ impl View {
     fn learn(&mut self, event: &Event<'_>) {
         self.losses.note(event);
         self.processes.note(event);
+        self.unseen.note(event, self.style.live);
         match event.kind {
             EventType::Init | EventType::Start => self.started = true,
             EventType::Open | EventType::Listen => self.sockets += 1,
+            EventType::Fail if event.program.is_none() => self.failures += 1,
             _ => {}
         }
     }
@@ -167,9 +176,7 @@ impl View {
             for message in self.assembler.take(event, payload, missing) {
                 self.show_message(&message, to);
             }
-        } else if self.selection.wants_event(event.kind)
-            && (!is_process(event.kind) || self.selection.wants_processes())
-        {
+        } else if self.selection.wants_event(event.kind) && (!is_process(event) || self.selection.wants_processes()) {
             let time = self.clock.show(time_of(event));
             line::event(event, Line::new(self.style, time), &self.processes, &self.connections, to);
         }
@@ -228,9 +235,19 @@ impl View {
             (1.., ..) => None,
             (0, filtered @ 1.., ..) => Some(Silence::Filtered(filtered)),
             (_, _, false, 0) => Some(Silence::NeverLoaded),
-            (_, _, _, 0) => Some(Silence::NoSockets(self.processes.count())),
+            (_, _, _, 0) => Some(match (self.failures, self.processes.sockets_made()) {
+                (failures @ 1.., _) => Silence::Failures(failures),
+                (0, made @ 1..) => Silence::Unused(made),
+                (0, 0) if self.unseen.has_go() => Silence::Go(self.processes.count()),
+                (0, 0) => Silence::NoSockets(self.processes.count()),
+            }),
             _ => Some(Silence::NoMessages(self.sockets)),
         }
+    }
+
+    /// What was not seen, and why.
+    pub fn unseen(&self) -> Vec<String> {
+        self.unseen.sentences(&self.processes)
     }
 
     /// Traced processes that still run.
@@ -239,8 +256,8 @@ impl View {
     }
 }
 
-fn is_process(kind: EventType) -> bool {
-    matches!(kind, EventType::Start | EventType::Fork | EventType::Exec | EventType::Exit)
+fn is_process(event: &Event<'_>) -> bool {
+    event.program.is_some() || matches!(event.kind, EventType::Start | EventType::Fork | EventType::Exit)
 }
 
 /// Why nothing was shown.
@@ -250,8 +267,14 @@ pub enum Silence {
     Filtered(u64),
     /// No probe has said that it is there.
     NeverLoaded,
-    /// So many processes were traced, and none used an AF_UNIX socket.
+    /// So many processes were traced, and none used an AF_UNIX socket through libc.
     NoSockets(usize),
+    /// The same, and some of them do not use libc.
+    Go(usize),
+    /// So many AF_UNIX sockets were made, and none was used.
+    Unused(u64),
+    /// So many calls on AF_UNIX sockets failed, and none succeeded.
+    Failures(u64),
     /// So many sockets were opened, and nothing went over them.
     NoMessages(u64),
 }

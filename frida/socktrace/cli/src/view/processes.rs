@@ -12,6 +12,10 @@ struct Process {
     ended: bool,
     /// When it was started, in clock ticks since boot (proc_pid_stat(5)): by this and its number it is told from others.
     started: Option<u64>,
+    /// The program that it is about to become; it will introduce itself, if it is traced.
+    becomes: Option<String>,
+    /// UNIX sockets that it has made, as far as it has said.
+    sockets: u32,
 }
 
 /// The traced processes, and others that they speak to.
@@ -24,11 +28,13 @@ pub struct Processes {
     former: usize,
     /// The one that was noted last.
     last: Option<ProcessId>,
+    /// UNIX sockets made by programs that are no more.
+    sockets: u64,
 }
 
 impl Processes {
     pub fn new(live: bool) -> Self {
-        Self { live, traced: HashMap::new(), former: 0, last: None }
+        Self { live, traced: HashMap::new(), former: 0, last: None, sockets: 0 }
     }
 
     /// Learns from an event.
@@ -39,11 +45,33 @@ impl Processes {
             EventType::Start | EventType::Fork => {
                 let name = process_name(event.comm.as_deref(), event.exe.as_deref()).unwrap_or_default().into();
                 let started = self.started(process);
-                let before = self.traced.insert(process, Process { name, ended: false, started });
+                let before = self.traced.insert(process, Process { name, started, ..Process::default() });
+                self.sockets += before.as_ref().map_or(0, |before| u64::from(before.sockets));
                 // A process that executes another program starts again.
                 self.former += usize::from(before.is_some() && event.kind == EventType::Fork);
             }
-            EventType::Exit => self.traced.entry(process).or_default().ended = true,
+            EventType::Exit => {
+                self.note_process(process);
+                let known = self.traced.entry(process).or_default();
+                known.ended = true;
+                known.sockets = event.sockets.unwrap_or(0);
+            }
+            // One that a child executes (posix_spawn(3)) is not this process's own end.
+            EventType::Exec if event.raw.is_none() => {
+                self.note_process(process);
+                let known = self.traced.entry(process).or_default();
+                known.ended = event.untraced.is_some();
+                known.becomes = match event.untraced {
+                    Some(_) => None,
+                    None => Some(event.program.as_deref().unwrap_or_default().to_owned()),
+                };
+                known.sockets = event.sockets.unwrap_or(0);
+            }
+            // It goes on as what it was.
+            EventType::Fail if event.program.is_some() => {
+                let known = self.traced.entry(process).or_default();
+                (known.ended, known.becomes) = (false, None);
+            }
             _ => self.note_process(process),
         }
     }
@@ -76,6 +104,21 @@ impl Processes {
     /// How many have been seen.
     pub fn count(&self) -> usize {
         self.traced.len() + self.former
+    }
+
+    /// UNIX sockets that were made, as far as is known: a process that is killed does not say.
+    pub fn sockets_made(&self) -> u64 {
+        self.sockets + self.traced.values().map(|process| u64::from(process.sockets)).sum::<u64>()
+    }
+
+    /// Programs that should have been traced and have not introduced themselves.
+    pub fn missing(&self) -> Vec<String> {
+        let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+        let missing =
+            |(process, known): (&ProcessId, &Process)| Some(label(&name(known.becomes.as_deref()?), *process));
+        let mut all: Vec<_> = self.traced.iter().filter_map(missing).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Those that have neither said that they end nor are gone.
@@ -177,5 +220,36 @@ mod tests {
         processes.note(&start(own, ""));
         processes.note(&Event { kind: EventType::Exit, pid: Some(own), ..Event::default() });
         assert!(processes.running().is_empty());
+    }
+
+    #[test]
+    fn programs_that_are_executed() {
+        let mut processes = Processes::new(false);
+        let exec = |untraced: Option<&'static str>| Event {
+            kind: EventType::Exec,
+            pid: Some(7),
+            program: Some("/bin/x".into()),
+            untraced: untraced.map(Into::into),
+            sockets: Some(2),
+            ..Event::default()
+        };
+        processes.note(&start(7, "/bin/sh"));
+        processes.note(&exec(None));
+        assert_eq!((processes.missing(), processes.sockets_made()), (vec!["x[7]".to_owned()], 2));
+        processes.note(&start(7, "/bin/x"));
+        assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 2));
+        processes.note(&exec(Some("setuid")));
+        assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 4));
+        // It could not be executed after all, is tried again, and goes on.
+        processes.note(&exec(None));
+        processes.note(&Event {
+            kind: EventType::Fail,
+            pid: Some(7),
+            program: Some("/bin/x".into()),
+            ..Event::default()
+        });
+        assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 4));
+        processes.note(&Event { kind: EventType::Exit, pid: Some(7), sockets: Some(3), ..Event::default() });
+        assert_eq!(processes.sockets_made(), 5);
     }
 }

@@ -176,6 +176,8 @@ pub(super) unsafe fn receive(call: &Call, only: IoVec, flags: c_int, plain: impl
     if result >= 0 {
         // SAFETY: the kernel has just filled them in.
         stack::on_own(|| unsafe { message.received(call, result, flags, MAX_ADDRESS_LEN) });
+    } else {
+        call.failed(Peer::NONE);
     }
     result
 }
@@ -210,7 +212,9 @@ unsafe fn report_sent(
         });
     }
     let only = (flags & MSG_OOB == 0).then_some(IoVec::new(buffer, len));
-    if result >= 0 && !call.sent_plain(result, only) {
+    if result < 0 {
+        call.failed(Peer { address, len: address_len as usize });
+    } else if !call.sent_plain(result, only) {
         // SAFETY: the caller's promise.
         unsafe { report(call, result, buffer, len, flags, address, address_len) };
     }
@@ -248,7 +252,9 @@ unsafe fn report_received(
         });
     }
     let only = (flags & (MSG_OOB | MSG_PEEK | MSG_TRUNC) == 0).then_some(IoVec::new(buffer, len));
-    if result >= 0 && !call.received_plain(result, only) {
+    if result < 0 {
+        call.failed(Peer::NONE);
+    } else if !call.received_plain(result, only) {
         // SAFETY: the caller's promise.
         unsafe { report(call, result, buffer, len, flags, address, address_len) };
     }
@@ -287,6 +293,9 @@ hooks! {
         let result = libc(fd, message, flags);
         if result >= 0 {
             call.sent(result, (*message).plain(flags), || (*message).sent(flags));
+        } else if call.has_failed() {
+            // Not EFAULT: the kernel has read the header.
+            call.failed((*message).peer());
         }
         result
     }
@@ -319,7 +328,9 @@ hooks! {
         let call = Call::of_message("recvmsg", fd);
         let room = address_room(&call, room_in(message));
         let result = libc(fd, message, flags);
-        if result >= 0 && !call.received_plain(result, (*message).plain_received(flags)) {
+        if result < 0 {
+            call.failed(Peer::NONE);
+        } else if !call.received_plain(result, (*message).plain_received(flags)) {
             (*message).received(&call, result, flags, room);
         }
         result
@@ -333,6 +344,9 @@ hooks! {
         for index in 0..sent.max(0).cast_unsigned() as usize {
             let CountedMessage { header, len } = &*messages.add(index);
             call.sent(*len as isize, header.plain(flags), || header.sent(flags));
+        }
+        if sent < 0 && count > 0 && call.has_failed() {
+            call.failed((*messages).header.peer());
         }
         sent
     }

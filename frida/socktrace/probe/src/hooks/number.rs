@@ -32,6 +32,7 @@ numbers! {
     EXECVE = 59,
     FCNTL = 72,
     PRCTL = 157,
+    EXIT_GROUP = 231,
     SPLICE = 275,
     ACCEPT4 = 288,
     DUP3 = 292,

@@ -3,7 +3,8 @@
 use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 
 use super::hooks;
-use crate::{calls, exec, guest, process, transport};
+use crate::exec::Call;
+use crate::{calls, control, exec, guest, process, transport};
 
 /// The result of a function that has none.
 type Nothing = ();
@@ -16,7 +17,18 @@ fn spawn(libc: impl FnOnce() -> c_int) -> c_int {
     guest::begin(0);
     let result = libc();
     guest::end(process::own_pid());
+    exec::give_back();
     result
+}
+
+/// Turns into another program.
+unsafe fn execute(call: &Call<'_>, envp: *const *const c_char, libc: impl Fn(*const *const c_char) -> c_int) -> c_int {
+    let leave_and_execute = |envp| {
+        transport::leave();
+        libc(envp)
+    };
+    // SAFETY: the caller's promise: the arguments are the program's own.
+    unsafe { exec::execute(call, envp, leave_and_execute) }
 }
 
 hooks! {
@@ -29,35 +41,29 @@ hooks! {
     }
 
     fn execve[EXECVE](path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
-        transport::leave();
-        exec::with_probe(envp, |envp| libc(path, argv, envp))
+        execute(&Call::of_path("execve", None, path, 0), envp, |envp| libc(path, argv, envp))
     }
 
     fn execvpe(file: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
-        transport::leave();
-        exec::with_probe(envp, |envp| libc(file, argv, envp))
+        execute(&Call::on_the_way("execvpe", file, true), envp, |envp| libc(file, argv, envp))
     }
 
     fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
-        transport::leave();
-        exec::with_probe(envp, |envp| libc(fd, argv, envp))
+        execute(&Call::of_open("fexecve", fd), envp, |envp| libc(fd, argv, envp))
     }
 
     fn execveat[EXECVEAT](
         directory: c_int, path: *const c_char, argv: *const *const c_char, envp: *const *const c_char, flags: c_int
     ) -> c_int |libc| {
-        transport::leave();
-        exec::with_probe(envp, |envp| libc(directory, path, argv, envp, flags))
+        let call = Call::of_path("execveat", Some(directory), path, flags);
+        execute(&call, envp, |envp| libc(directory, path, argv, envp, flags))
     }
 
     /// Takes the program's own environment, which may have lost the probe since, or have to lose it.
     fn execv(path: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
             Some(envp) => super::execve(path, argv, envp),
-            None => {
-                transport::leave();
-                libc(path, argv)
-            }
+            None => execute(&Call::on_the_way("execv", path, false), exec::own_environment(), |_| libc(path, argv)),
         }
     }
 
@@ -65,15 +71,13 @@ hooks! {
     fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
             Some(envp) => super::execvpe(file, argv, envp),
-            None => {
-                transport::leave();
-                libc(file, argv)
-            }
+            None => execute(&Call::on_the_way("execvp", file, true), exec::own_environment(), |_| libc(file, argv)),
         }
     }
 
     /// The program ends. exit(3) comes here too, in the end.
     fn _exit(status: c_int) -> Nothing |libc| {
+        control::say_exit(status);
         transport::leave();
         libc(status)
     }
@@ -95,20 +99,23 @@ hooks! {
         pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void,
         argv: *const *const c_char, envp: *const *const c_char
     ) -> c_int |libc| {
-        spawn(|| exec::with_probe(envp, |envp| libc(pid, path, actions, attributes, argv, envp)))
+        let call = Call { is_spawn: true, ..Call::on_the_way("posix_spawn", path, false) };
+        spawn(|| exec::execute(&call, envp, |envp| libc(pid, path, actions, attributes, argv, envp)))
     }
 
     fn posix_spawnp(
         pid: *mut c_int, file: *const c_char, actions: *const c_void, attributes: *const c_void,
         argv: *const *const c_char, envp: *const *const c_char
     ) -> c_int |libc| {
-        spawn(|| exec::with_probe(envp, |envp| libc(pid, file, actions, attributes, argv, envp)))
+        let call = Call { is_spawn: true, ..Call::on_the_way("posix_spawnp", file, true) };
+        spawn(|| exec::execute(&call, envp, |envp| libc(pid, file, actions, attributes, argv, envp)))
     }
 
     /// Every register passed through: how many arguments there are depends on the first.
     fn prctl[PRCTL](operation: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int |libc| {
         if operation == calls::PR_SET_SECCOMP {
             calls::before_filter();
+            exec::before_filter();
         }
         let result = libc(operation, a, b, c, d);
         calls::prctl(result, operation);

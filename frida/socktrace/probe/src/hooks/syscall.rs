@@ -1,10 +1,10 @@
 //! syscall(2), by which a program makes any call by its number.
 
-use core::ffi::{c_long, c_ulong, c_void};
+use core::ffi::{c_int, c_long, c_ulong, c_void};
 use core::sync::atomic::AtomicPtr;
 
 use super::{Hook, Syscall, dispatch, libc_function, number};
-use crate::{calls, guest, process};
+use crate::{calls, control, exec, guest, process, transport};
 
 static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -27,12 +27,17 @@ unsafe extern "C-unwind" fn syscall(
         if let Some(result) = dispatch(libc, number, &[a, b, c, d, e, f]) {
             return result;
         }
+        if number == number::EXIT_GROUP {
+            control::say_exit(a as c_int);
+            transport::leave();
+        }
         // Whatever it makes may share our memory.
         if matches!(number, number::CLONE | number::VFORK | number::CLONE3) {
             guest::be_wary();
         }
         if number == number::SECCOMP {
             calls::before_filter();
+            exec::before_filter();
         }
         let result = libc(number, a, b, c, d, e, f);
         // seccomp(2) has no function of its own in libc.

@@ -9,7 +9,7 @@ use core::sync::atomic::AtomicPtr;
 
 use super::Hook;
 use crate::sys::raw_pid;
-use crate::{control, guest, process};
+use crate::{control, exec, guest, process};
 
 /// Not called.
 static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
@@ -45,7 +45,10 @@ unsafe extern "C" fn vfork() -> c_int {
 extern "C" fn returned(result: c_int) -> c_int {
     match result {
         0 if process::is_started() => guest::begin(raw_pid()),
-        1.. if process::is_started() => guest::end(process::own_pid()),
+        1.. if process::is_started() => {
+            guest::end(process::own_pid());
+            exec::give_back();
+        }
         error @ ..0 => {
             control::set_errno(-error);
             return -1;

@@ -391,6 +391,11 @@ pub(super) fn leave() {
     }
 }
 
+/// Whether the server has said that it reads the ring no more.
+pub(super) fn is_stopped() -> bool {
+    writer().is_some_and(|writer| writer.memory().words().stopped.load(Ordering::Relaxed) != 0)
+}
+
 /// Notes what was lost, for the server to tell should this process not come to it.
 pub(crate) fn note_loss(bytes: u64, ts_ns: u64) {
     let Some(writer) = writer() else { return };
