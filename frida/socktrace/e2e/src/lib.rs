@@ -4,6 +4,8 @@
 //! real ones, or the [`Workload`], which makes every hooked call and keeps its own [`Account`] of the bytes that
 //! moved. At the end the [`Recording`] must say what the account says.
 
+#![forbid(unsafe_code)]
+
 mod account;
 mod compare;
 mod frida;

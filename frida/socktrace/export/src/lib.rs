@@ -11,6 +11,8 @@
 //! what they make of them; [`stream`] says where in its stream a message lies, so that what is missing is a gap and not
 //! a wrong stream. The mapping is described in docs/export.md.
 
+#![forbid(unsafe_code)]
+
 pub mod comment;
 pub mod decode;
 pub mod directory;

@@ -1,5 +1,7 @@
 //! The command `socktrace-server`.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
