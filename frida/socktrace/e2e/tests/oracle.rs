@@ -133,6 +133,7 @@ impl Scene {
     /// before it does anything else.
     fn client(&mut self, name: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
         let (path, number) = (program(name), self.seen.len() + self.others.len());
+        let name = path.file_name().expect("a file").to_string_lossy();
         let name = format!("{name}.{number}");
         let output = self.stage.path(&format!("{name}.out"));
         let preload = (self.engine == Engine::Preload).then_some(&*self.preload);
@@ -351,4 +352,39 @@ fn standard_streams(engine: Engine) {
     scene.seen.push(sort.strace.finish());
     // Not the call that Frida found it waiting in.
     scene.compare(LARGE);
+}
+
+/// Bytes that tests of the distribution must have moved to be a test of ours.
+const LITTLE: usize = 1000;
+
+/// Programs that are run once each, with the probe from their beginning.
+fn one_by_one(test: &str, programs: &[(&str, &[&str])]) {
+    let names: Vec<&str> = [("strace", &[][..])].iter().chain(programs).map(|(name, _)| *name).collect();
+    if !has_programs(test, &names) {
+        return;
+    }
+    let mut scene = Scene::new(Engine::Preload);
+    for (name, args) in programs {
+        scene.client(name, args, b"");
+    }
+    scene.compare(LITTLE);
+}
+
+#[test]
+fn hackbench() {
+    one_by_one("hackbench", &[("hackbench", &["-s", "100", "-l", "20", "-g", "1", "-f", "3"])]);
+}
+
+#[test]
+fn systemds_own_tests() {
+    let tests = ["bus-server", "bus-objects", "fd-util", "socket-util", "varlink"];
+    let tests = tests.map(|test| format!("/usr/lib/systemd/tests/test-{test}"));
+    one_by_one("systemds_own_tests", &tests.each_ref().map(|test| (&**test, &[][..])));
+}
+
+#[test]
+fn dbus_own_tests() {
+    let tests = ["fdpass", "loopback", "monitor"];
+    let tests = tests.map(|test| format!("/usr/lib/dbus-1.0/installed-tests/dbus/test-{test}"));
+    one_by_one("dbus_own_tests", &tests.each_ref().map(|test| (&**test, &["--tap"][..])));
 }
