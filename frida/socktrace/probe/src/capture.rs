@@ -296,7 +296,8 @@ impl Call {
         }
     }
 
-    #[inline(never)]
+    /// Inline, because its frame would be one more on the program's stack.
+    #[inline]
     fn report(&self, moved: &Moved, emit: impl FnOnce(&Data<'_>)) {
         stack::on_own(|| self.report_here(moved, emit));
     }
