@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::fmt::Write as _;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use gttr::{Ext, FrameType};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat_raw};
@@ -12,7 +12,8 @@ use rustix::thread::gettid;
 
 use crate::clock::now_ns;
 use crate::emit::{Event, emit, emit_sized};
-use crate::hooks::{self, Hook};
+use crate::hooks::Hook;
+use crate::install::{self, Musl, Outcome};
 use crate::name::Text;
 use crate::params::{self, Complaint, Params, Transport};
 use crate::peer::MAX_EXE_LEN;
@@ -83,14 +84,6 @@ pub unsafe extern "C" fn socktrace_hook(dlsym: Dlsym, libc: *mut c_void) -> *con
         unsafe { dlsym(libc, name.as_ptr()) }
     };
     clock::init(find);
-    let is_musl = find(c"gnu_get_libc_version").is_null();
-    for hook in hooks::all() {
-        // Functions of musl that are calls of another hooked one: hooked too, they would be recorded twice.
-        let is_wrapper = is_musl && (hook.name == c"recv" || hook.name == c"send");
-        if text().is_none() && !is_wrapper {
-            hook.libc.store(find(hook.name), Ordering::Relaxed);
-        }
-    }
     let mut missed = Text::<MAX_COMPLAINT_LEN>::new();
     let note = |hook: &Hook| {
         // These go on to functions that are hooked.
@@ -99,7 +92,7 @@ pub unsafe extern "C" fn socktrace_hook(dlsym: Dlsym, libc: *mut c_void) -> *con
             missed.push(hook.name.to_bytes());
         }
     };
-    if !patch_libc(find(LANDMARK) as usize, note) {
+    if let Outcome::Refused = install::install(Musl::Patch, note) {
         return COMPLAINT.set(&[b"libc's memory cannot be changed, so nothing is hooked"]);
     }
     match missed.as_bytes() {
@@ -111,49 +104,34 @@ pub unsafe extern "C" fn socktrace_hook(dlsym: Dlsym, libc: *mut c_void) -> *con
 /// dlsym(3).
 pub type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
 
-/// A function that is libc's whatever else the program has loaded.
-pub(crate) const LANDMARK: &CStr = c"__errno_location";
-
-/// libc's text, where it is patched.
-static TEXT: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
-
-fn text() -> Option<patch::Range> {
-    let [start, end] = [&TEXT[0], &TEXT[1]].map(|word| word.load(Ordering::Relaxed));
-    (end != 0).then_some(patch::Range { start, end })
-}
-
 /// Whether libc's own calls of its functions come to the hooks, too.
 pub(crate) fn is_libc_patched() -> bool {
-    text().is_some()
-}
-
-/// Patches the libc that has a function at this address, unless it is; whether it is now.
-pub(crate) fn patch_libc(landmark: usize, missed: impl FnMut(&Hook)) -> bool {
-    if text().is_some() {
-        return true;
-    }
-    let Some(text) = patch::text_around(landmark) else { return false };
-    let is_patched = patch::install(text, hooks::all(), missed);
-    if is_patched {
-        TEXT[0].store(text.start, Ordering::Relaxed);
-        TEXT[1].store(text.end, Ordering::Relaxed);
-    }
-    is_patched
+    patch::is_any()
 }
 
 /// Takes the hooks away that [`socktrace_hook`] has put in place; what they lead to stays, for calls that are in it.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
 pub extern "C" fn socktrace_unhook() {
-    if let Some(text) = text() {
-        patch::remove(text);
-        TEXT[1].store(0, Ordering::Relaxed);
-    }
+    patch::remove();
 }
 
 /// Makes a descriptor one that is not traced, as an `ignore_fd` parameter would have.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
 pub extern "C" fn socktrace_ignore(fd: c_int) {
     descriptors::replace(fd, descriptors::Slot::Foreign);
+}
+
+/// Says that libc's own calls of its functions are not seen in this process.
+#[cfg(feature = "standalone")]
+pub(crate) fn report_unpatched() {
+    let text = "libc's memory cannot be changed here: what libc sends and closes by itself (stdio, fclose, syslog) is not recorded";
+    say(FrameType::Error, text.as_bytes());
+}
+
+/// Says that there are calls of this process that are not seen.
+pub(crate) fn report_unhooked_copy() {
+    let text = "a further libc, in a namespace of its own (dlmopen), is not hooked, or not all of it: its calls are not recorded";
+    say(FrameType::Error, text.as_bytes());
 }
 
 pub(crate) fn start(text: &[u8]) -> Result<(), Complaint> {
@@ -306,18 +284,23 @@ pub(crate) fn errno() -> c_int {
 pub(crate) fn set_errno(_: c_int) {}
 
 #[cfg(not(feature = "standalone"))]
-fn next_symbol(_: &CStr) -> *mut c_void {
+pub(crate) fn next_symbol(_: &CStr) -> *mut c_void {
     core::ptr::null_mut()
 }
 
 /// The function of this name that comes behind ours in the program's order of libraries.
 pub(crate) fn next_function(name: &CStr) -> *mut c_void {
     let address = next_symbol(name);
-    if address.is_null() { missing as *mut c_void } else { address }
+    if address.is_null() { missing().cast_mut() } else { address }
 }
 
-/// Stands for a function that this libc does not have.
-unsafe extern "C-unwind" fn missing() -> isize {
+/// What stands for a function that this libc does not have.
+pub(crate) fn missing() -> *const c_void {
+    not_there as *const c_void
+}
+
+/// Fails as a system call that the kernel does not have.
+unsafe extern "C-unwind" fn not_there() -> isize {
     const ENOSYS: c_int = 38;
     set_errno(ENOSYS);
     -1

@@ -10,6 +10,7 @@
 
 mod bytes;
 mod descriptors;
+pub(crate) mod export;
 mod messages;
 mod number;
 mod programs;
@@ -19,19 +20,48 @@ mod syscall;
 mod vfork;
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::control;
+
+/// Functions of one name that a process may have and that are hooked: libc's, the one that programs get that were built
+/// long ago, another library's (libpthread before glibc 2.34), those of a libc in a namespace of its own (dlmopen(3)).
+/// Each has a hook of its own, which goes on to it.
+pub(crate) const DEFINITIONS: usize = 4;
+
+/// The functions of one name.
+#[derive(Debug)]
+pub(crate) struct Functions {
+    /// How each is called: the function, or what does the same where it was patched; null until it is looked for.
+    pub(crate) call: [AtomicPtr<c_void>; DEFINITIONS],
+    /// Where it is; 0: there is none.
+    pub(crate) at: [AtomicUsize; DEFINITIONS],
+}
+
+impl Functions {
+    /// None is known yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            call: [const { AtomicPtr::new(core::ptr::null_mut()) }; DEFINITIONS],
+            at: [const { AtomicUsize::new(0) }; DEFINITIONS],
+        }
+    }
+}
 
 /// One hook.
 #[derive(Debug)]
 pub(crate) struct Hook {
     /// The function's name in libc.
     pub(crate) name: &'static CStr,
-    /// What stands in for it.
-    pub(crate) replacement: *const c_void,
-    /// The function itself, or what does the same where libc was patched; null until it is looked for.
-    pub(crate) libc: &'static AtomicPtr<c_void>,
+    /// The number of the system call that it makes, if it is one that is hooked.
+    pub(crate) number: Option<c_long>,
+    /// What stands in for each of the functions of this name.
+    pub(crate) replacements: [*const c_void; DEFINITIONS],
+    /// The functions.
+    pub(crate) functions: &'static Functions,
+    /// Where the exported function of this name leads (`export.rs`); none in tests.
+    #[cfg_attr(not(feature = "standalone"), expect(dead_code, reason = "tests have libc's own functions"))]
+    pub(crate) slot: Option<&'static AtomicPtr<c_void>>,
 }
 
 // SAFETY: its pointers lead to statics and functions.
@@ -134,7 +164,8 @@ fn find_libc_function(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
 #[cfg(feature = "standalone")]
 pub(crate) fn find_all_libc_functions() {
     for hook in all() {
-        libc_function(hook.libc, hook.name);
+        libc_function(&hook.functions.call[0], hook.name);
+        export::settle(hook);
     }
 }
 
@@ -180,10 +211,11 @@ macro_rules! hooks {
     ($($(#[$meta:meta])* fn $name:ident $([$number:ident])? ($($arg:ident: $type:ty),*) -> $result:ty |$libc:ident $(, $fd:ident)?| $body:block)+) => {
         mod libc_functions {
             #![allow(non_upper_case_globals, reason = "named like the functions")]
-            use core::ffi::c_void;
-            use core::sync::atomic::AtomicPtr;
-            $(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());)+
+            use $crate::hooks::Functions;
+            $(pub(super) static $name: Functions = Functions::new();)+
         }
+
+        $crate::hooks::export! { $($name)+ }
 
         /// What happens around each call.
         #[allow(unused_unsafe, clippy::too_many_arguments, reason = "some entries need no unsafe, some calls take many")]
@@ -197,15 +229,15 @@ macro_rules! hooks {
             })+
         }
 
-        $(#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-        pub(super) unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $result {
+        $(/// `N`: for which of the functions of this name.
+        pub(super) unsafe extern "C-unwind" fn $name<const N: usize>($($arg: $type),*) -> $result {
             const NAME: &CStr = $crate::hooks::c_name(concat!(stringify!($name), "\0"));
             type Function = unsafe extern "C-unwind" fn($($type),*) -> $result;
             /// Kept apart, so that the way past it needs no frame on the stack.
             $(#[inline(never)]
             #[doc = concat!("`", stringify!($fd), "` may be traced.")])?
-            unsafe extern "C-unwind" fn traced($($arg: $type),*) -> $result {
-                let address = $crate::hooks::libc_function(&libc_functions::$name, NAME);
+            unsafe extern "C-unwind" fn traced<const N: usize>($($arg: $type),*) -> $result {
+                let address = $crate::hooks::libc_function(&libc_functions::$name.call[N], NAME);
                 // SAFETY: the address is libc's function of this name, whose signature this is.
                 unsafe {
                     let function = core::mem::transmute::<*mut core::ffi::c_void, Function>(address);
@@ -213,19 +245,24 @@ macro_rules! hooks {
                 }
             }
             let is_other = false $(|| $crate::descriptors::is_other($fd))?;
-            let address = libc_functions::$name.load(core::sync::atomic::Ordering::Relaxed);
+            let address = libc_functions::$name.call[N].load(core::sync::atomic::Ordering::Relaxed);
             if is_other && !address.is_null() {
                 // SAFETY: as above.
                 return unsafe { core::mem::transmute::<*mut core::ffi::c_void, Function>(address)($($arg),*) };
             }
             // SAFETY: as the program called it.
-            unsafe { traced($($arg),*) }
+            unsafe { traced::<N>($($arg),*) }
         })+
 
         pub(super) static TABLE: &[$crate::hooks::Hook] = &[$($crate::hooks::Hook {
             name: $crate::hooks::c_name(concat!(stringify!($name), "\0")),
-            replacement: $name as *const core::ffi::c_void,
-            libc: &libc_functions::$name,
+            number: { let number: &[core::ffi::c_long] = &[$($crate::hooks::number::$number)?]; number.first().copied() },
+            replacements: [
+                $name::<0> as *const core::ffi::c_void, $name::<1> as *const core::ffi::c_void,
+                $name::<2> as *const core::ffi::c_void, $name::<3> as *const core::ffi::c_void,
+            ],
+            functions: &libc_functions::$name,
+            slot: $crate::hooks::slot!($name),
         },)+];
 
         /// See [`super::dispatch`].
@@ -239,6 +276,7 @@ macro_rules! hooks {
         }
     };
 }
+use export::{export, slot};
 use hooks;
 
 /// Tells rustc that variadic functions are hooked with fixed registers: on every 64-bit psABI here, integer arguments

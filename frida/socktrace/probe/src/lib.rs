@@ -23,6 +23,8 @@ mod exec;
 mod failures;
 mod guest;
 mod hooks;
+mod install;
+mod library;
 mod name;
 mod params;
 mod patch;

@@ -1,270 +1,452 @@
-//! Puts hooks in place of libc's functions in libc's own memory, where libc's calls of its own functions are seen too:
+//! Puts hooks in place of functions in the functions' own memory, where libc's calls of its own functions are seen too:
 //! what stdio writes, syslog(3) sends, and fclose(3) closes.
 //!
-//! A function's first five bytes become a jump to an island near libc. The island has a jump to the hook, and the
-//! instructions that were moved, with a jump to those behind them: the hook's way to the function itself. Five bytes
-//! are enough and never reach a system call, where a thread may be waiting that will go on behind it.
+//! An instruction at a function's front becomes a jump to an *island* near the library. The island undoes what comes
+//! before that instruction, if anything does, and jumps to the hook; and it has the instructions up to there, with a jump
+//! to those behind them: the hook's way to the function itself. `front.rs` says which instruction, and why no
+//! thread that is in the function is harmed. None of them is a system call, where a thread may be waiting that will go on
+//! behind it.
 
+mod front;
 mod instruction;
+mod memory;
+mod wrapper;
 
-use core::ffi::c_void;
-use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::ffi::{c_long, c_void};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 use crate::hooks::Hook;
+pub(crate) use crate::library::Range;
+use front::{JUMP_LEN, MAX_FRONT, MAX_UNDO, SHORT_JUMP_LEN};
+use memory::Access;
 
 const PAGE_LEN: usize = 4096;
-/// `jmp rel32`.
-const JUMP_LEN: usize = 5;
 /// `jmp *0(%rip)` and the address behind it.
 const FAR_JUMP_LEN: usize = 14;
-/// Bytes of a function's front that are moved: the longest instruction that begins within the jump ends before this.
-const MAX_MOVED: usize = JUMP_LEN - 1 + 15;
-/// How far an island may be from libc, in bytes: a 32-bit displacement, less what libc's own reach takes.
+/// How far an island may be from the library, in bytes: a 32-bit displacement, less what the library's own reach takes.
 const MAX_DISTANCE: usize = 0x7000_0000;
-/// Islands that there is room for, more than there are hooks.
+/// Islands of one library that there is room for, more than there are hooks.
 const MAX_ISLANDS: usize = 128;
 
 /// One function that is hooked.
 #[repr(C)]
 struct Island {
-    to_hook: [u8; FAR_JUMP_LEN],
-    /// What was moved, and a jump to the rest.
-    original: [u8; MAX_MOVED + FAR_JUMP_LEN],
+    to_hook: [u8; MAX_UNDO + FAR_JUMP_LEN],
+    /// What comes before the jump and what it was put over, and a jump to the rest.
+    original: [u8; MAX_FRONT + FAR_JUMP_LEN],
+    /// Which hook, and which of the functions that it stands in for.
+    hook: &'static Hook,
+    index: usize,
     /// The function.
     target: usize,
-    /// The eight bytes at its front, as they were.
-    before: u64,
+    jump: Jump,
 }
 
-static ISLANDS: AtomicPtr<Island> = AtomicPtr::new(core::ptr::null_mut());
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-/// A range of addresses.
+/// A jump to an island.
 #[derive(Clone, Copy)]
-pub(crate) struct Range {
-    pub(crate) start: usize,
-    pub(crate) end: usize,
+struct Jump {
+    /// The instruction that it is put over, and how much of it.
+    at: usize,
+    len: usize,
+    before: [u8; JUMP_LEN],
+    after: [u8; JUMP_LEN],
+    /// Padding that has the way to the island, if the jump is a short one; 0: it is not.
+    padding: usize,
 }
 
-impl Range {
-    fn contains(self, address: usize) -> bool {
-        (self.start..self.end).contains(&address)
-    }
-}
-
-/// The executable memory that an address is in, as /proc/self/maps has it. Mappings that lie against each other are one:
-/// whoever changes the access to a page, as Frida does, splits them.
-pub(crate) fn text_around(address: usize) -> Option<Range> {
-    let maps = openat(CWD, c"/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut buffer = [0_u8; 1024];
-    let mut line = Line::default();
-    let mut text = Range { start: 0, end: 0 };
-    loop {
-        let len = rustix::io::read(&maps, &mut buffer).ok()?;
-        if len == 0 {
-            return text.contains(address).then_some(text);
-        }
-        for &byte in &buffer[..len] {
-            if !line.feed(byte) {
-                continue;
-            }
-            let Range { start, end } = line.range();
-            if line.is_executable && start == text.end {
-                text.end = end;
-            } else if text.contains(address) {
-                return Some(text);
-            } else if line.is_executable {
-                text = Range { start, end };
-            }
-        }
-    }
-}
-
-/// A line of /proc/self/maps, read a byte at a time: `start-end rwxp …`.
-#[derive(Default)]
-struct Line {
-    numbers: [usize; 2],
-    field: usize,
-    is_executable: bool,
-}
-
-impl Line {
-    fn range(&self) -> Range {
-        Range { start: self.numbers[0], end: self.numbers[1] }
-    }
-
-    /// Whether the byte ends the part of the line that is looked at.
-    fn feed(&mut self, byte: u8) -> bool {
-        match (byte, self.field) {
-            (b'\n', _) => *self = Self::default(),
-            (b'-', 0) | (b' ', 1) => self.field += 1,
-            (b' ', 2) => {
-                self.field += 1;
-                return true;
-            }
-            (b'x', 2) => self.is_executable = true,
-            (digit, 0 | 1) => {
-                let digit = char::from(digit).to_digit(16).unwrap_or(0) as usize;
-                self.numbers[self.field] = self.numbers[self.field] << 4 | digit;
-            }
-            _ => {}
-        }
-        false
-    }
-}
-
-/// Patches libc: every hook whose function lies in its text. `missed` hears of those whose front cannot be moved;
-/// whether it could be done at all.
-pub(crate) fn install(
+/// A library that is patched: the front of its islands' mapping, which stays for good.
+#[repr(C)]
+struct Block {
     text: Range,
-    hooks: impl Iterator<Item = &'static Hook> + Clone,
-    mut missed: impl FnMut(&Hook),
-) -> bool {
-    let len = MAX_ISLANDS * size_of::<Island>();
-    let Some(islands) = map_near(text, len) else { return false };
-    ISLANDS.store(islands, Ordering::Relaxed);
-    COUNT.store(0, Ordering::Relaxed);
-    let mut count = 0;
-    for hook in hooks.clone() {
-        let target = hook.libc.load(Ordering::Relaxed) as usize;
-        if !text.contains(target) || count == MAX_ISLANDS {
-            continue;
-        }
-        // SAFETY: within the mapping, which is ours and writable.
-        let (made, island) = unsafe { (core::slice::from_raw_parts(islands, count), &mut *islands.add(count)) };
-        // One function may go by several names.
-        let same = made.iter().find(|island| island.target == target);
-        if let Some(same) = same {
-            hook.libc.store(same.original.as_ptr().cast_mut().cast(), Ordering::Release);
-        // SAFETY: `text` is libc's mapped code.
-        } else if unsafe { write_island(island, text, hook) }.is_some() {
-            count += 1;
-        } else {
-            missed(hook);
-        }
-    }
-    let executable = MprotectFlags::READ | MprotectFlags::EXEC;
-    // SAFETY: our own mapping.
-    if unsafe { mprotect(islands.cast(), len.next_multiple_of(PAGE_LEN), executable) }.is_err() {
-        return false;
-    }
-    if !set_writable(text, true) {
-        return false;
-    }
-    // SAFETY: `count` of them were written.
-    let made = unsafe { core::slice::from_raw_parts(islands, count) };
-    for hook in hooks {
-        // Only now: a call may come as soon as its function is patched.
-        let target = hook.libc.load(Ordering::Relaxed) as usize;
-        if let Some(island) = made.iter().find(|island| island.target == target) {
-            hook.libc.store(island.original.as_ptr().cast_mut().cast(), Ordering::Release);
-        }
-    }
-    for island in made {
-        let front = with_jump(island.before, island as *const Island as usize, island.target);
-        // SAFETY: libc's text, made writable; the function is at least as long as what was moved of it.
-        unsafe { overwrite(island.target, front) };
-    }
-    set_writable(text, false);
-    COUNT.store(count, Ordering::Release);
-    true
+    count: usize,
 }
 
-/// Takes the patches away. The islands stay: a thread may be on its way through one.
-pub(crate) fn remove(text: Range) {
-    let count = COUNT.swap(0, Ordering::AcqRel);
-    let islands = ISLANDS.load(Ordering::Relaxed);
-    if count == 0 || !set_writable(text, true) {
+/// Where the islands begin.
+const ISLANDS_AT: usize = size_of::<Block>().next_multiple_of(align_of::<Island>());
+const BLOCK_LEN: usize = (ISLANDS_AT + MAX_ISLANDS * size_of::<Island>()).next_multiple_of(PAGE_LEN);
+
+/// Libraries that are patched at one time: libc, the dynamic linker, and others.
+const MAX_BLOCKS: usize = 12;
+
+static BLOCKS: [AtomicPtr<Block>; MAX_BLOCKS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_BLOCKS];
+/// Somebody is changing code.
+static IS_BUSY: AtomicBool = AtomicBool::new(false);
+
+impl Block {
+    fn islands(&self) -> &[Island] {
+        // SAFETY: `count` of them lie there.
+        unsafe { core::slice::from_raw_parts((&raw const *self).byte_add(ISLANDS_AT).cast(), self.count) }
+    }
+}
+
+fn blocks() -> impl Iterator<Item = (&'static AtomicPtr<Block>, &'static Block)> {
+    // SAFETY: null or stored by `Patch::publish`, in memory that stays.
+    BLOCKS.iter().filter_map(|slot| Some((slot, unsafe { slot.load(Ordering::Acquire).as_ref() }?)))
+}
+
+/// Whether there is any code that was patched.
+pub(crate) fn is_any() -> bool {
+    blocks().next().is_some()
+}
+
+/// Whether a library is patched.
+pub(crate) fn has(text: Range) -> bool {
+    blocks().any(|(_, block)| block.text == text)
+}
+
+/// Whether an address is in the code of a library that is patched.
+pub(crate) fn has_code(address: usize) -> bool {
+    blocks().any(|(_, block)| block.text.contains(address))
+}
+
+/// Forgets the patched libraries that are not there any more.
+pub(crate) fn forget(is_there: impl Fn(Range) -> bool) {
+    for (slot, block) in blocks().filter(|(_, block)| !is_there(block.text)) {
+        slot.store(core::ptr::null_mut(), Ordering::Release);
+        for island in block.islands() {
+            island.hook.functions.at[island.index].store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether a function makes a system call with this number itself; `len` is how long it is, 0 if that is not known.
+pub(crate) fn makes_system_call(text: Range, at: usize, len: usize, number: c_long) -> bool {
+    u32::try_from(number).is_ok_and(|number| wrapper::makes_call(text, at, len, number))
+}
+
+/// A library that is being patched.
+pub(crate) struct Patch {
+    text: Range,
+    /// Where the islands are put together, and where they will be: the same, unless memory cannot be made executable.
+    block: *mut Block,
+    place: usize,
+    count: usize,
+    access: Access,
+    steps: [Steps; MAX_STEPS],
+}
+
+/// A page of jumps to islands, in reach of jumps of which only a part can be chosen.
+#[derive(Clone, Copy)]
+struct Steps {
+    /// 0: there is none.
+    page: usize,
+    count: usize,
+}
+
+/// Such pages of one library: those whose last byte of the distance is the same share one.
+const MAX_STEPS: usize = 4;
+
+impl Patch {
+    /// `None`: it cannot be done.
+    pub(crate) fn begin(text: Range) -> Option<Self> {
+        if IS_BUSY.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        let begun = Self::prepare(text);
+        if begun.is_none() {
+            IS_BUSY.store(false, Ordering::Release);
+        }
+        begun
+    }
+
+    fn prepare(text: Range) -> Option<Self> {
+        let access = Access::open(text)?;
+        let places = Self::places(text, &access);
+        if places.is_none() {
+            access.close(text);
+        }
+        let (block, place) = places?;
+        Some(Self { text, block, place, count: 0, access, steps: [Steps { page: 0, count: 0 }; MAX_STEPS] })
+    }
+
+    /// Memory for the islands: where they are put together, and where they go.
+    fn places(text: Range, access: &Access) -> Option<(*mut Block, usize)> {
+        let writable = ProtFlags::READ | ProtFlags::WRITE;
+        match access {
+            Access::Pages => map_near(text, writable).map(|block| (block, block as usize)),
+            Access::File(_) => {
+                let place = map_near(text, ProtFlags::READ | ProtFlags::EXEC)?;
+                // SAFETY: a new mapping.
+                let block = unsafe { mmap_anonymous(core::ptr::null_mut(), BLOCK_LEN, writable, MapFlags::PRIVATE) };
+                Some((block.ok()?.cast(), place as usize))
+            }
+        }
+    }
+
+    fn islands(&self) -> &[Island] {
+        // SAFETY: written by `add`, as many.
+        unsafe { core::slice::from_raw_parts(self.block.byte_add(ISLANDS_AT).cast(), self.count) }
+    }
+
+    /// A function that is to be hooked, the `index`th that the hook stands in for; whether it will be.
+    pub(crate) fn add(&mut self, hook: &'static Hook, index: usize, target: usize) -> bool {
+        if !self.text.contains(target) {
+            return false;
+        }
+        if let Some(at) = self.islands().iter().position(|island| island.target == target) {
+            // One function by several names.
+            hook.functions.call[index].store(self.original(at) as *mut c_void, Ordering::Release);
+            return true;
+        }
+        if self.count == MAX_ISLANDS {
+            return false;
+        }
+        let Some(island) = self.island(hook, index, target) else { return false };
+        // SAFETY: within the mapping, behind those that were written.
+        unsafe { self.block.byte_add(ISLANDS_AT).cast::<Island>().add(self.count).write(island) };
+        self.count += 1;
+        true
+    }
+
+    /// Where an island's way to the function will be.
+    fn original(&self, at: usize) -> usize {
+        self.address(at) + core::mem::offset_of!(Island, original)
+    }
+
+    fn address(&self, at: usize) -> usize {
+        self.place + ISLANDS_AT + at * size_of::<Island>()
+    }
+
+    /// `None`: the function's front has no place for a jump.
+    fn island(&mut self, hook: &'static Hook, index: usize, target: usize) -> Option<Island> {
+        // SAFETY: a library's code.
+        let code = unsafe { code(self.text, target, MAX_FRONT) };
+        let to = self.address(self.count);
+        let mut jump = None;
+        let site = front::find(code, |site| {
+            jump = self.jump(target + site.at, site.len, to);
+            jump.is_some()
+        });
+        let (site, jump) = (site?, jump?);
+        let mut to_hook = [0; MAX_UNDO + FAR_JUMP_LEN];
+        let undo = site.undo.code();
+        to_hook[..undo.len()].copy_from_slice(undo);
+        to_hook[undo.len()..][..FAR_JUMP_LEN].copy_from_slice(&far_jump(hook.replacements[index] as usize));
+        let mut original = [0; MAX_FRONT + FAR_JUMP_LEN];
+        let moved = site.at + site.len;
+        copy(code, moved, target, self.original(self.count), &mut original)?;
+        original[moved..][..FAR_JUMP_LEN].copy_from_slice(&far_jump(target + moved));
+        Some(Island { to_hook, original, hook, index, target, jump })
+    }
+
+    /// The jump that can be put over an instruction.
+    fn jump(&mut self, at: usize, len: usize, to: usize) -> Option<Jump> {
+        // SAFETY: a library's code.
+        let before: [u8; JUMP_LEN] = *unsafe { code(self.text, at, JUMP_LEN) }.first_chunk()?;
+        if len >= JUMP_LEN && self.access.can_write(at, JUMP_LEN) {
+            return Some(Jump { at, len: JUMP_LEN, before, after: near_jump(at, to)?, padding: 0 });
+        }
+        if !self.access.can_write(at, SHORT_JUMP_LEN) {
+            return None;
+        }
+        let mut after = before;
+        let Some(padding) = self.padding_near(at) else {
+            if len + 1 < JUMP_LEN || !self.access.can_write(at, JUMP_LEN - 1) {
+                return None;
+            }
+            after[..JUMP_LEN - 1].copy_from_slice(self.step(at, before[JUMP_LEN - 1], to)?.first_chunk::<4>()?);
+            return Some(Jump { at, len: JUMP_LEN - 1, before, after, padding: 0 });
+        };
+        let distance = i8::try_from(padding.wrapping_sub(at + SHORT_JUMP_LEN).cast_signed()).ok()?;
+        after[..SHORT_JUMP_LEN].copy_from_slice(&[0xeb, distance.cast_unsigned()]);
+        Some(Jump { at, len: SHORT_JUMP_LEN, before, after, padding })
+    }
+
+    /// A jump over four bytes: the fifth, which is the next instruction's, stays as it is and is the highest of the
+    /// distance. It leads to a jump to the island, within the 16 MiB that the other three can choose.
+    fn step(&mut self, at: usize, fifth: u8, to: usize) -> Option<[u8; JUMP_LEN]> {
+        const WINDOW: usize = 1 << 24;
+        if !matches!(self.access, Access::Pages) {
+            return None;
+        }
+        let window = (at + JUMP_LEN).checked_add_signed(isize::from(fifth.cast_signed()) * WINDOW.cast_signed())?;
+        let is_reached = |page: usize| page >= window && page + PAGE_LEN <= window + WINDOW;
+        let fits = |steps: &&mut Steps| {
+            steps.page == 0 || is_reached(steps.page) && (steps.count + 1) * FAR_JUMP_LEN <= PAGE_LEN
+        };
+        let steps = self.steps.iter_mut().find(fits)?;
+        if steps.page == 0 {
+            // In its middle, so that others' windows begin or end before it.
+            let wish = (window + WINDOW / 2).next_multiple_of(PAGE_LEN);
+            let (protection, flags) =
+                (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE);
+            // SAFETY: a new mapping, where there is none.
+            let page = unsafe { mmap_anonymous(wish as *mut c_void, PAGE_LEN, protection, flags) }.ok()? as usize;
+            if !is_reached(page) {
+                // SAFETY: mapped a moment ago, and nobody's.
+                let _ = unsafe { munmap(page as *mut c_void, PAGE_LEN) };
+                return None;
+            }
+            steps.page = page;
+        }
+        let step = steps.page + steps.count * FAR_JUMP_LEN;
+        steps.count += 1;
+        // SAFETY: within the page, which is ours.
+        unsafe { (step as *mut [u8; FAR_JUMP_LEN]).write(far_jump(to)) };
+        near_jump(at, step)
+    }
+
+    /// Room for a jump that a short one reaches, in padding between functions.
+    fn padding_near(&self, at: usize) -> Option<usize> {
+        /// Code that is looked through on the way to it, in bytes.
+        const MAX_CODE: usize = 1024;
+        let from = at + SHORT_JUMP_LEN;
+        let is_free = |place: &usize| {
+            let is_reached = i8::try_from(place.wrapping_sub(from).cast_signed()).is_ok();
+            let islands = self.islands().iter();
+            is_reached && islands.map(|island| island.jump.padding).all(|other| other.abs_diff(*place) >= JUMP_LEN)
+        };
+        let room =
+            |start: usize, len: usize| (1..=len / JUMP_LEN).map(|nth| start + len - nth * JUMP_LEN).find(&is_free);
+        let near = |target: &usize| {
+            self.text.contains(*target) && target.abs_diff(from) < MAX_CODE && *target > self.text.start + MAX_FRONT
+        };
+        let targets = || {
+            crate::hooks::all()
+                .flat_map(|hook| &hook.functions.at)
+                .map(|found| found.load(Ordering::Relaxed))
+                .filter(near)
+        };
+        let before = |target: usize| {
+            // SAFETY: within the library's code, by `near`.
+            let len = front::padding_before(unsafe { code(self.text, target - MAX_FRONT, MAX_FRONT) });
+            room(target - len, len)
+        };
+        let behind = |target: usize| {
+            let mut found = None;
+            // SAFETY: as above.
+            front::unreached(unsafe { code(self.text, target, MAX_CODE) }, |at, len| {
+                found = room(target + at, len);
+                found.is_some()
+            });
+            found
+        };
+        targets().find_map(before).or_else(|| targets().find_map(behind))
+    }
+
+    /// Puts the jumps in place; whether it could be done.
+    pub(crate) fn finish(self) -> bool {
+        let is_done = self.count != 0 && self.publish();
+        self.access.close(self.text);
+        if !is_done {
+            // SAFETY: ours, and nothing leads there.
+            let _ = unsafe { munmap(self.place as *mut c_void, BLOCK_LEN) };
+        }
+        if matches!(self.access, Access::File(_)) {
+            // SAFETY: ours, and what was in it is copied.
+            let _ = unsafe { munmap(self.block.cast(), BLOCK_LEN) };
+        }
+        IS_BUSY.store(false, Ordering::Release);
+        is_done
+    }
+
+    fn publish(&self) -> bool {
+        let Some(slot) = BLOCKS.iter().find(|slot| slot.load(Ordering::Relaxed).is_null()) else { return false };
+        let header = Block { text: self.text, count: self.count };
+        // SAFETY: the front of the mapping.
+        unsafe { self.block.write(header) };
+        let is_ready = match &self.access {
+            Access::Pages => {
+                // SAFETY: our own mapping.
+                unsafe { mprotect(self.block.cast(), BLOCK_LEN, MprotectFlags::READ | MprotectFlags::EXEC) }.is_ok()
+            }
+            // SAFETY: our own mapping.
+            Access::File(_) => self.access.write(self.place, unsafe {
+                core::slice::from_raw_parts(self.block.cast(), ISLANDS_AT + self.count * size_of::<Island>())
+            }),
+        };
+        let are_steps_ready = self.steps.iter().filter(|steps| steps.page != 0).all(|steps| {
+            let executable = MprotectFlags::READ | MprotectFlags::EXEC;
+            // SAFETY: our own mapping.
+            unsafe { mprotect(steps.page as *mut c_void, PAGE_LEN, executable) }.is_ok()
+        });
+        if !is_ready || !are_steps_ready {
+            return false;
+        }
+        for (at, island) in self.islands().iter().enumerate() {
+            // Before the jump: a call may come as soon as that is there.
+            island.hook.functions.call[island.index].store(self.original(at) as *mut c_void, Ordering::Release);
+            let padding = island.jump.padding;
+            if let Some(jump) = (padding != 0).then(|| near_jump(padding, self.address(at))).flatten() {
+                self.access.write(padding, &jump);
+            }
+        }
+        for island in self.islands() {
+            self.access.write(island.jump.at, &island.jump.after[..island.jump.len]);
+        }
+        slot.store(self.place as *mut Block, Ordering::Release);
+        true
+    }
+}
+
+/// Takes the jumps away. The islands and the ways to them stay: a thread may be on its way through.
+pub(crate) fn remove() {
+    swap(|jump| (jump.after, jump.before));
+}
+
+/// Puts them back.
+pub(crate) fn put_back() {
+    swap(|jump| (jump.before, jump.after));
+}
+
+/// Where memory cannot be made writable the jumps stay as they are. So does one over which others have put theirs.
+fn swap(change: impl Fn(&Jump) -> ([u8; JUMP_LEN], [u8; JUMP_LEN])) {
+    if IS_BUSY.swap(true, Ordering::Acquire) {
         return;
     }
-    // SAFETY: written by `install`, as many.
-    for island in unsafe { core::slice::from_raw_parts(islands, count) } {
-        // SAFETY: as it was before.
-        unsafe { overwrite(island.target, island.before) };
-    }
-    set_writable(text, false);
-}
-
-/// The eight bytes with a jump in the first five.
-fn with_jump(before: u64, to: usize, from: usize) -> u64 {
-    let mut bytes = before.to_le_bytes();
-    let distance = to.wrapping_sub(from + JUMP_LEN) as u32;
-    bytes[0] = 0xe9;
-    bytes[1..JUMP_LEN].copy_from_slice(&distance.to_le_bytes());
-    u64::from_le_bytes(bytes)
-}
-
-/// In one store, which other threads see whole, where the function is aligned, as they are.
-unsafe fn overwrite(target: usize, bytes: u64) {
-    if target.is_multiple_of(align_of::<AtomicU64>()) {
-        // SAFETY: the caller's promise, and aligned.
-        unsafe { AtomicU64::from_ptr(target as *mut u64) }.store(bytes, Ordering::SeqCst);
-    } else {
-        // SAFETY: the caller's promise.
-        unsafe {
-            (target as *mut [u8; JUMP_LEN]).write_volatile(*bytes.to_le_bytes().first_chunk().unwrap_or(&[0; JUMP_LEN]))
-        };
-    }
-}
-
-fn set_writable(text: Range, writable: bool) -> bool {
-    let mut flags = MprotectFlags::READ | MprotectFlags::EXEC;
-    if writable {
-        flags |= MprotectFlags::WRITE;
-    }
-    // SAFETY: libc's text; still executable while it is written to, for other threads run in it.
-    unsafe { mprotect(text.start as *mut c_void, text.end - text.start, flags) }.is_ok()
-}
-
-/// Memory within a jump's reach of libc, for good.
-fn map_near(text: Range, len: usize) -> Option<*mut Island> {
-    /// Where to look, below libc, in steps of 16 MiB: programs have their libraries close together.
-    const STEP: usize = 16 << 20;
-    let len = len.next_multiple_of(PAGE_LEN);
-    for below in 1..=64 {
-        let hint = text.start.checked_sub(below * STEP)? as *mut c_void;
-        // SAFETY: a new mapping; the address is a wish.
-        let at = unsafe { mmap_anonymous(hint, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }.ok()?;
-        let (low, high) = (text.start.min(at as usize), text.end.max(at as usize + len));
-        if high - low < MAX_DISTANCE {
-            return Some(at.cast());
+    for (_, block) in blocks() {
+        let Some(access) = Access::open(block.text) else { continue };
+        for jump in block.islands().iter().map(|island| &island.jump) {
+            let (from, to) = change(jump);
+            // SAFETY: the library's code.
+            if unsafe { code(block.text, jump.at, jump.len) } == &from[..jump.len]
+                && access.can_write(jump.at, jump.len)
+            {
+                access.write(jump.at, &to[..jump.len]);
+            }
         }
-        // SAFETY: mapped a moment ago, and nobody's.
-        let _ = unsafe { munmap(at, len) };
+        access.close(block.text);
     }
-    None
+    IS_BUSY.store(false, Ordering::Release);
 }
 
-/// Fills an island; `None` if the function's front cannot be moved.
-unsafe fn write_island(island: &mut Island, text: Range, hook: &Hook) -> Option<()> {
-    let target = hook.libc.load(Ordering::Relaxed) as usize;
-    let available = (text.end - target).min(MAX_MOVED);
-    // SAFETY: within the text.
-    let code = unsafe { core::slice::from_raw_parts(target as *const u8, available) };
-    let mut moved = 0;
-    let original = island.original.as_ptr() as usize;
-    while moved < JUMP_LEN {
-        let instruction = instruction::decode(&code[moved..])?;
-        let end = moved + instruction.len;
-        island.original[moved..end].copy_from_slice(&code[moved..end]);
-        if let Some(at) = instruction.displacement {
-            let at = moved + at;
-            let mut displacement = [0; 4];
-            displacement.copy_from_slice(&code[at..at + 4]);
-            let leads_to = (target + end).wrapping_add_signed(i32::from_le_bytes(displacement) as isize);
-            let from_here = leads_to.wrapping_sub(original + end).cast_signed();
-            island.original[at..at + 4].copy_from_slice(&i32::try_from(from_here).ok()?.to_le_bytes());
+/// Code of a library, at most so much.
+unsafe fn code(text: Range, at: usize, len: usize) -> &'static [u8] {
+    let len = len.min(text.end.saturating_sub(at));
+    // SAFETY: the caller's promise: mapped as long as the library is.
+    unsafe { core::slice::from_raw_parts(at as *const u8, len) }
+}
+
+/// Copies the first `moved` bytes of a function, with displacements as they have to be at `to`.
+fn copy(code: &[u8], moved: usize, from: usize, to: usize, out: &mut [u8]) -> Option<()> {
+    let mut at = 0;
+    while at < moved {
+        if code[at] == front::RET {
+            // And padding behind it.
+            out[at] = front::RET;
+            break;
         }
-        moved = end;
+        let instruction = instruction::decode(&code[at..])?;
+        let end = at + instruction.len;
+        out[at..end].copy_from_slice(&code[at..end]);
+        if let Some(displacement_at) = instruction.displacement {
+            let place = at + displacement_at..at + displacement_at + 4;
+            let displacement = i32::from_le_bytes(*code[place.clone()].first_chunk()?);
+            let leads_to = (from + end).wrapping_add_signed(displacement as isize);
+            let from_there = leads_to.wrapping_sub(to + end).cast_signed();
+            out[place].copy_from_slice(&i32::try_from(from_there).ok()?.to_le_bytes());
+        }
+        at = end;
     }
-    island.original[moved..moved + FAR_JUMP_LEN].copy_from_slice(&far_jump(target + moved));
-    island.to_hook = far_jump(hook.replacement as usize);
-    island.target = target;
-    island.before = u64::from_le_bytes(*code.first_chunk()?);
     Some(())
+}
+
+fn near_jump(from: usize, to: usize) -> Option<[u8; JUMP_LEN]> {
+    let distance = i32::try_from(to.wrapping_sub(from + JUMP_LEN).cast_signed()).ok()?;
+    let [a, b, c, d] = distance.to_le_bytes();
+    Some([0xe9, a, b, c, d])
 }
 
 fn far_jump(to: usize) -> [u8; FAR_JUMP_LEN] {
@@ -272,4 +454,56 @@ fn far_jump(to: usize) -> [u8; FAR_JUMP_LEN] {
     bytes[..2].copy_from_slice(&[0xff, 0x25]);
     bytes[6..].copy_from_slice(&(to as u64).to_le_bytes());
     bytes
+}
+
+/// Memory within a jump's reach of a library, for good.
+fn map_near(text: Range, protection: ProtFlags) -> Option<*mut Block> {
+    /// Where to look, below the library, in steps of 16 MiB: programs have their libraries close together.
+    const STEP: usize = 16 << 20;
+    for below in 1..=64 {
+        let hint = text.start.checked_sub(below * STEP)? as *mut c_void;
+        // SAFETY: a new mapping; the address is a wish.
+        let at = unsafe { mmap_anonymous(hint, BLOCK_LEN, protection, MapFlags::PRIVATE) }.ok()?;
+        let (low, high) = (text.start.min(at as usize), text.end.max(at as usize + BLOCK_LEN));
+        if high - low < MAX_DISTANCE {
+            return Some(at.cast());
+        }
+        // SAFETY: mapped a moment ago, and nobody's.
+        let _ = unsafe { munmap(at, BLOCK_LEN) };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{hooks, library};
+
+    /// Of the libc that the tests run with: each hooked function has a place for a jump, and jumps and what they lead
+    /// to do not overlap.
+    #[test]
+    fn every_function_has_a_place() {
+        unsafe extern "C" {
+            fn gnu_get_libc_version() -> *const core::ffi::c_char;
+        }
+        let libc = library::with_code_at(gnu_get_libc_version as *const () as usize).expect("libc's code");
+        let note = |hook: &'static Hook| Some((hook, libc.function(hook.name)?.address));
+        let functions: Vec<_> = hooks::all().filter_map(note).collect();
+        for (hook, address) in &functions {
+            hook.functions.at[0].store(*address, Ordering::Relaxed);
+        }
+        let mut patch = Patch::begin(libc.text).expect("libc's memory can be changed");
+        for (hook, address) in functions {
+            assert!(patch.add(hook, 0, address), "{:?} has no place for a jump", hook.name);
+        }
+        let jumps = || patch.islands().iter().map(|island| &island.jump);
+        let mut taken: Vec<_> = jumps().map(|jump| (jump.at, jump.len)).collect();
+        taken.extend(jumps().filter(|jump| jump.padding != 0).map(|jump| (jump.padding, JUMP_LEN)));
+        taken.sort_unstable();
+        assert!(taken.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{taken:x?}");
+        assert!(taken.len() > 50);
+        // Nothing was changed, and nothing is.
+        patch.count = 0;
+        assert!(!patch.finish());
+    }
 }

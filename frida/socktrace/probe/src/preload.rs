@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::control::next_symbol;
 use crate::exec::{self, LD_PRELOAD, PARAMS_NAME};
+use crate::install::{self, Musl, Outcome};
 use crate::name::Text;
 use crate::{clock, control, hooks, params};
 
@@ -65,8 +66,8 @@ fn try_start(path: &'static CStr) -> Option<()> {
 /// The hooks are in place already, for whatever calls the functions by their names. Where libc can be patched too, they
 /// are for its own calls of them: in glibc. musl's own functions make system calls instead.
 fn hook_libc() {
-    if is_glibc() {
-        control::patch_libc(next_symbol(control::LANDMARK) as usize, |_| {});
+    if let Outcome::Refused = install::install(Musl::LeaveAlone, |_| {}) {
+        control::report_unpatched();
     }
 }
 

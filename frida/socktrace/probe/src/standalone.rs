@@ -29,6 +29,11 @@ global_asm!(
     "socktrace_libc_dlsym: mov rax, qword ptr [rip + __libc_dlsym@GOTPCREL]",
     "ret",
     ".weak __errno_location",
+    ".weak dl_iterate_phdr",
+    ".hidden socktrace_dl_iterate_phdr",
+    ".globl socktrace_dl_iterate_phdr",
+    "socktrace_dl_iterate_phdr: mov rax, qword ptr [rip + dl_iterate_phdr@GOTPCREL]",
+    "ret",
     ".weak environ",
     ".hidden socktrace_environ",
     ".globl socktrace_environ",
@@ -149,6 +154,7 @@ unsafe extern "C" {
     fn socktrace_dlsym() -> Option<unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>;
     fn socktrace_libc_dlopen() -> Option<unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void>;
     fn socktrace_libc_dlsym() -> Option<unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>;
+    fn socktrace_dl_iterate_phdr() -> *const c_void;
     fn socktrace_environ() -> *const *const *const c_char;
     fn socktrace_errno_location() -> Option<unsafe extern "C" fn() -> *mut c_int>;
 }
@@ -174,6 +180,18 @@ fn libc_symbol(name: &CStr) -> *mut c_void {
     }
 }
 
+/// dl_iterate_phdr(3); null if this program does not have it.
+pub(crate) fn iterate_phdr() -> *const c_void {
+    // SAFETY: gives an address.
+    unsafe { socktrace_dl_iterate_phdr() }
+}
+
+/// libc's function that gives the calling thread's `errno`.
+pub(crate) fn errno_location() -> Option<unsafe extern "C" fn() -> *mut c_int> {
+    // SAFETY: gives an address.
+    unsafe { socktrace_errno_location() }
+}
+
 /// The program's environment as it is now, `environ` of environ(7); null: it has none, as after clearenv(3).
 pub(crate) fn own_environment() -> *const *const c_char {
     // SAFETY: the address of libc's variable, if this program has it.
@@ -194,4 +212,5 @@ pub(crate) fn set_errno(value: c_int) {
             *location() = value;
         }
     }
+    crate::install::set_other_errnos(value);
 }

@@ -87,7 +87,7 @@ hooks! {
         calls::closed_range(from, c_uint::MAX, "closefrom");
         let errno = control::errno();
         // Where there is no close_range(2), Linux before 5.9, ours go with the others.
-        if transport::around_own(from, c_uint::MAX, |first, last| super::close_range(first, last, 0)) != 0 {
+        if transport::around_own(from, c_uint::MAX, |first, last| super::close_range::<0>(first, last, 0)) != 0 {
             control::set_errno(errno);
             libc(first);
         }

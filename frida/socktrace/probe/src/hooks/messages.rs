@@ -263,7 +263,7 @@ unsafe fn report_received(
 /// libc's own recvmsg(2).
 unsafe fn libc_recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize {
     type Function = unsafe extern "C-unwind" fn(c_int, *mut MessageHeader, c_int) -> isize;
-    let address = super::libc_function(&libc_functions::recvmsg, c"recvmsg");
+    let address = super::libc_function(&libc_functions::recvmsg.call[0], c"recvmsg");
     // SAFETY: the address is libc's function of this name, whose signature this is.
     unsafe { core::mem::transmute::<*mut c_void, Function>(address)(fd, message, flags) }
 }
@@ -375,7 +375,7 @@ hooks! {
     /// goes on to a hooked recv(2) depends on the libc and on how it is hooked; so this goes there itself, and leaves
     /// to libc what it is for: to end a program whose buffer is too small.
     fn __recv_chk(fd: c_int, buffer: *mut c_void, len: usize, room: usize, flags: c_int) -> isize |libc| {
-        if len > room { libc(fd, buffer, len, room, flags) } else { super::recv(fd, buffer, len, flags) }
+        if len > room { libc(fd, buffer, len, room, flags) } else { super::recv::<0>(fd, buffer, len, flags) }
     }
 
     /// As `__recv_chk`.
@@ -386,7 +386,7 @@ hooks! {
         if len > room {
             libc(fd, buffer, len, room, flags, address, address_len)
         } else {
-            super::recvfrom(fd, buffer, len, flags, address, address_len)
+            super::recvfrom::<0>(fd, buffer, len, flags, address, address_len)
         }
     }
 }

@@ -62,7 +62,7 @@ hooks! {
     /// Takes the program's own environment, which may have lost the probe since, or have to lose it.
     fn execv(path: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
-            Some(envp) => super::execve(path, argv, envp),
+            Some(envp) => super::execve::<0>(path, argv, envp),
             None => execute(&Call::on_the_way("execv", path, false), exec::own_environment(), |_| libc(path, argv)),
         }
     }
@@ -70,7 +70,7 @@ hooks! {
     /// As execv.
     fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
-            Some(envp) => super::execvpe(file, argv, envp),
+            Some(envp) => super::execvpe::<0>(file, argv, envp),
             None => execute(&Call::on_the_way("execvp", file, true), exec::own_environment(), |_| libc(file, argv)),
         }
     }

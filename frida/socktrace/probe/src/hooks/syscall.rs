@@ -1,18 +1,29 @@
 //! syscall(2), by which a program makes any call by its number.
 
 use core::ffi::{c_int, c_long, c_ulong, c_void};
-use core::sync::atomic::AtomicPtr;
 
-use super::{Hook, Syscall, dispatch, libc_function, number};
+use super::{Functions, Hook, Syscall, dispatch, export, libc_function, number, slot};
 use crate::{calls, control, exec, guest, process, transport};
 
-static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+static FUNCTIONS: Functions = Functions::new();
 
-pub(super) static TABLE: &[Hook] = &[Hook { name: c"syscall", replacement: syscall as *const c_void, libc: &LIBC }];
+export! { syscall }
+
+pub(super) static TABLE: &[Hook] = &[Hook {
+    name: c"syscall",
+    number: None,
+    replacements: [
+        syscall::<0> as *const c_void,
+        syscall::<1> as *const c_void,
+        syscall::<2> as *const c_void,
+        syscall::<3> as *const c_void,
+    ],
+    functions: &FUNCTIONS,
+    slot: slot!(syscall),
+}];
 
 /// Variadic: every register is passed through, and read where the number says that it counts.
-#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-unsafe extern "C-unwind" fn syscall(
+unsafe extern "C-unwind" fn syscall<const N: usize>(
     number: c_long,
     a: c_ulong,
     b: c_ulong,
@@ -23,7 +34,7 @@ unsafe extern "C-unwind" fn syscall(
 ) -> c_long {
     // SAFETY: the address is libc's function of this name, called as the program called it.
     unsafe {
-        let libc = core::mem::transmute::<*mut c_void, Syscall>(libc_function(&LIBC, c"syscall"));
+        let libc = core::mem::transmute::<*mut c_void, Syscall>(libc_function(&FUNCTIONS.call[N], c"syscall"));
         if let Some(result) = dispatch(libc, number, &[a, b, c, d, e, f]) {
             return result;
         }

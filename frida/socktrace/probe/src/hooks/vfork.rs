@@ -5,19 +5,25 @@
 
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::AtomicPtr;
 
-use super::Hook;
+use super::{DEFINITIONS, Functions, Hook, export, slot};
 use crate::sys::raw_pid;
 use crate::{control, exec, guest, process};
 
 /// Not called.
-static LIBC: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+static FUNCTIONS: Functions = Functions::new();
 
-pub(super) static TABLE: &[Hook] = &[Hook { name: c"vfork", replacement: vfork as *const c_void, libc: &LIBC }];
+export! { vfork }
+
+pub(super) static TABLE: &[Hook] = &[Hook {
+    name: c"vfork",
+    number: None,
+    replacements: [vfork as *const c_void; DEFINITIONS],
+    functions: &FUNCTIONS,
+    slot: slot!(vfork),
+}];
 
 #[unsafe(naked)]
-#[unsafe(no_mangle)]
 unsafe extern "C" fn vfork() -> c_int {
     naked_asm!(
         ".cfi_startproc",

@@ -29,7 +29,7 @@ pub(super) fn decode(code: &[u8]) -> Option<Instruction> {
         match *code.get(at)? {
             0x66 => is_16_bit = true,
             // Segments, and REPNE and REP, which here only belong to an instruction's name.
-            0x64 | 0x65 | 0xf2 | 0xf3 => {}
+            0x2e | 0x64 | 0x65 | 0xf2 | 0xf3 => {}
             _ => break,
         }
         at += 1;
@@ -79,6 +79,31 @@ pub(super) fn decode(code: &[u8]) -> Option<Instruction> {
     }
     at += immediate;
     (at <= code.len()).then_some(Instruction { len: at, displacement })
+}
+
+/// Whether an instruction, whole and alone, does nothing: nop, with prefixes and operands that make it longer.
+pub(super) fn is_nop(code: &[u8]) -> bool {
+    let prefixes = code.iter().take_while(|&&byte| matches!(byte, 0x66 | 0x2e)).count();
+    matches!(code[prefixes..], [0x90] | [0x0f, 0x1f, ..])
+}
+
+/// The length of an instruction by which a program goes elsewhere, which [`decode`] refuses, and whether it may go on to
+/// the next one.
+pub(super) fn control(code: &[u8]) -> Option<(usize, bool)> {
+    let found = match *code {
+        // ret, hlt; jmp.
+        [0xc3 | 0xf4, ..] => (1, false),
+        [0xeb, _, ..] => (2, false),
+        [0xe9, _, _, _, _, ..] => (5, false),
+        // ud2.
+        [0x0f, 0x0b, ..] => (2, false),
+        // Conditional jumps, call, syscall.
+        [0x70..=0x7f, _, ..] | [0x0f, 0x05, ..] => (2, true),
+        [0xe8, _, _, _, _, ..] => (5, true),
+        [0x0f, 0x80..=0x8f, _, _, _, _, ..] => (6, true),
+        _ => return None,
+    };
+    Some(found)
 }
 
 fn one_byte(opcode: u8, full: usize, is_64_bit: bool) -> Option<Form> {

@@ -1,0 +1,107 @@
+//! Writing to code that threads may run in meanwhile.
+
+use core::arch::asm;
+use core::ffi::c_void;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mm::{MprotectFlags, mprotect};
+
+use super::Range;
+
+/// What is written at once is within one of these.
+const CACHE_LINE_LEN: usize = 64;
+/// Bytes that one store writes.
+const WORD_LEN: usize = 8;
+
+/// How code is written to.
+pub(super) enum Access {
+    /// Its pages are made writable meanwhile.
+    Pages,
+    /// By /proc/self/mem, where memory that is writable cannot be executable (PR_SET_MDWE, prctl(2); SELinux). The kernel
+    /// copies a few bytes at a time, so only before there is another thread.
+    File(OwnedFd),
+}
+
+impl Access {
+    /// To be closed afterwards. `None`: it cannot be written to.
+    pub(super) fn open(text: Range) -> Option<Self> {
+        if set_writable(text, true) {
+            return Some(Self::Pages);
+        }
+        if !is_alone() {
+            return None;
+        }
+        let file = openat(CWD, c"/proc/self/mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        Some(Self::File(file))
+    }
+
+    /// After it was written.
+    pub(super) fn close(&self, text: Range) {
+        if let Self::Pages = self {
+            set_writable(text, false);
+        }
+    }
+
+    /// Whether other threads see the bytes all at once.
+    pub(super) fn can_write(&self, at: usize, len: usize) -> bool {
+        match self {
+            Self::Pages => at % CACHE_LINE_LEN + len <= CACHE_LINE_LEN,
+            Self::File(_) => true,
+        }
+    }
+
+    /// Writes code; whether that could be done.
+    pub(super) fn write(&self, at: usize, bytes: &[u8]) -> bool {
+        match self {
+            Self::Pages => {
+                // SAFETY: code that was made writable.
+                unsafe { store(at, bytes) };
+                true
+            }
+            Self::File(file) => rustix::io::pwrite(file, bytes, at as u64) == Ok(bytes.len()),
+        }
+    }
+}
+
+fn set_writable(text: Range, writable: bool) -> bool {
+    const PAGE_LEN: usize = 4096;
+    let mut flags = MprotectFlags::READ | MprotectFlags::EXEC;
+    if writable {
+        flags |= MprotectFlags::WRITE;
+    }
+    let start = text.start & !(PAGE_LEN - 1);
+    let len = text.end.next_multiple_of(PAGE_LEN) - start;
+    // SAFETY: a library's code; still executable while it is written to, for other threads run in it.
+    unsafe { mprotect(start as *mut c_void, len, flags) }.is_ok()
+}
+
+/// Whether this is the only thread.
+fn is_alone() -> bool {
+    /// Of a folder without others in it: its name and its `.`.
+    const LINKS: u64 = 2;
+    rustix::fs::statat(CWD, c"/proc/self/task", rustix::fs::AtFlags::empty())
+        .is_ok_and(|task| task.st_nlink == LINKS + 1)
+}
+
+/// Writes a few bytes by one locked store of eight, which processors make at once within a cache line, aligned or not
+/// (Intel SDM, volume 3, "Guaranteed Atomic Operations"). Bytes across lines, which are padding that nothing runs in yet,
+/// are written one by one.
+unsafe fn store(at: usize, bytes: &[u8]) {
+    let line_end = (at & !(CACHE_LINE_LEN - 1)) + CACHE_LINE_LEN;
+    if at + bytes.len() > line_end || bytes.len() > WORD_LEN {
+        for (offset, byte) in bytes.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { ((at + offset) as *mut u8).write_volatile(*byte) };
+        }
+        return;
+    }
+    let word_at = at.min(line_end - WORD_LEN);
+    // SAFETY: the caller's promise: within a cache line, and so on a page that is writable.
+    unsafe {
+        let mut word = (word_at as *const [u8; WORD_LEN]).read_volatile();
+        word[at - word_at..][..bytes.len()].copy_from_slice(bytes);
+        let word = u64::from_le_bytes(word);
+        asm!("xchg qword ptr [{}], {}", in(reg) word_at, inout(reg) word => _, options(nostack, preserves_flags));
+    }
+}
