@@ -5,7 +5,7 @@
 use socktrace_ring::{HEADER_LEN, MIN_RING_LEN};
 use socktrace_server::receive::rings::Rings;
 use socktrace_server::receive::writers::Announcer;
-use socktrace_server::{Event, Sink};
+use socktrace_server::{Event, Sender, Sink};
 
 use crate::input::Input;
 use crate::memory::Hostile;
@@ -82,5 +82,5 @@ pub(crate) fn run(bytes: &[u8]) {
 
 fn announce(rings: &mut Rings, writers: &mut Writers<'_>, agent: u64, which: usize) {
     let fd = writers.hostile[which].fd().try_clone().expect("a descriptor");
-    rings.add(&fd, agent, &Announcer::default(), writers);
+    rings.add(&fd, agent, Sender::default(), &Announcer::default(), writers);
 }

@@ -5,15 +5,12 @@ use std::collections::HashMap;
 use gttr::{FrameType, HEADER_LEN, StreamDecoder, StreamStep};
 
 use crate::event::Event;
+use crate::sender::Sender;
+use crate::shares::Shares;
 use crate::sink::Sink;
 
-/// Room that an agent's buffer keeps when it is empty again, in bytes: most frames fit, and thousands of agents
-/// stay cheap.
-const KEPT_CAPACITY: usize = 16 << 10;
-/// The most that incomplete frames of all agents may take together, in bytes.
-const MAX_HELD: usize = 256 << 20;
-/// An agent whose incomplete frame takes less is not cut off when all together take too much, in bytes.
-const FAIR_HELD: usize = 1 << 20;
+/// The most that incomplete frames of all agents may take together, in bytes: four of the largest.
+const MAX_HELD: u64 = 4 * gttr::MAX_PAYLOAD_LEN as u64;
 
 /// Decodes one datagram and hands its frame on; bytes that are no frame become a `bad_frame` event.
 ///
@@ -59,11 +56,10 @@ impl Stream {
         if self.partial.len() < self.needed {
             return;
         }
-        let mut partial = std::mem::take(&mut self.partial);
+        let partial = std::mem::take(&mut self.partial);
         let used = self.decode(&partial, sink);
-        partial.drain(..used);
-        partial.shrink_to(KEPT_CAPACITY);
-        self.partial = partial;
+        // No room is kept: thousands of agents stay cheap.
+        self.partial = partial[used..].to_vec();
     }
 
     /// Hands on what the front of `bytes` holds, and returns how many bytes that took.
@@ -120,39 +116,57 @@ impl Stream {
     pub fn held(&self) -> usize {
         self.partial.len()
     }
+
+    /// Bytes of memory that takes.
+    fn memory(&self) -> u64 {
+        self.partial.capacity() as u64
+    }
 }
 
-/// Every agent's stream, and a bound on what they take together: 256 MiB.
+/// Every agent's stream, and a bound on what they take together: 64 MiB. Beyond it, the longest incomplete frame is given
+/// up of the process that has most, of the user who has most.
 #[derive(Debug, Default)]
 pub struct Streams {
-    streams: HashMap<u64, Stream>,
-    held: usize,
+    streams: HashMap<u64, (Sender, Stream)>,
+    held: Shares,
 }
 
 impl Streams {
     /// Takes the next bytes of an agent, under any number that is its own until its stream ends.
-    pub fn feed(&mut self, agent: u64, chunk: &[u8], sink: &mut dyn Sink) {
-        let stream = self.streams.entry(agent).or_default();
-        self.held -= stream.held();
+    pub fn feed(&mut self, agent: u64, sender: Sender, chunk: &[u8], sink: &mut dyn Sink) {
+        let (sender, stream) = self.streams.entry(agent).or_insert_with(|| (sender, Stream::default()));
+        let before = stream.memory();
         stream.feed(chunk, sink);
-        if stream.held() > FAIR_HELD && self.held + stream.held() > MAX_HELD {
-            stream.cut_off();
+        let after = stream.memory();
+        if before != after {
+            self.held.take(*sender, before);
+            self.held.add(*sender, after);
+            while self.held.total() > MAX_HELD && self.cut_off() {}
         }
-        self.held += stream.held();
+    }
+
+    /// Gives one up; whether there was one.
+    fn cut_off(&mut self) -> bool {
+        let Some(greediest) = self.held.greediest() else { return false };
+        let of_greediest = self.streams.values_mut().filter(|(sender, _)| *sender == greediest);
+        let Some((_, stream)) = of_greediest.max_by_key(|(_, stream)| stream.memory()) else { return false };
+        self.held.take(greediest, stream.memory());
+        stream.cut_off();
+        true
     }
 
     /// An agent's stream has ended.
     pub fn end(&mut self, agent: u64, sink: &mut dyn Sink) {
-        if let Some(mut stream) = self.streams.remove(&agent) {
-            self.held -= stream.held();
+        if let Some((sender, mut stream)) = self.streams.remove(&agent) {
+            self.held.take(sender, stream.memory());
             stream.finish(sink);
         }
     }
 
     /// All streams have ended.
     pub fn finish(&mut self, sink: &mut dyn Sink) {
-        self.held = 0;
-        for (_, mut stream) in self.streams.drain() {
+        self.held = Shares::default();
+        for (_, (_, mut stream)) in self.streams.drain() {
             stream.finish(sink);
         }
     }

@@ -22,3 +22,19 @@ pub(crate) fn payload_share() -> usize {
     let soft = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from((soft / 2).clamp(MIN_OPEN_PAYLOADS, MAX_OPEN_PAYLOADS)).expect("at most 32768")
 }
+
+/// The most agents that are connected at once: each costs the kernel some KiB, and us some hundred bytes.
+const MAX_AGENTS: u64 = 16 << 10;
+/// The fewest, however low the limit is.
+const MIN_AGENTS: u64 = 4;
+/// Descriptors for all else: the recording's own files, what comes with messages, what `run` and `attach` have open.
+const MIN_OTHERS: u64 = 12;
+const MAX_OTHERS: u64 = 64;
+
+/// How many agents may be connected: what the soft limit of now leaves beside payload files and all else.
+pub(crate) fn agent_share() -> usize {
+    let soft = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let others = (soft / 8).clamp(MIN_OTHERS, MAX_OTHERS);
+    let left = soft.saturating_sub(payload_share() as u64).saturating_sub(others);
+    usize::try_from(left.clamp(MIN_AGENTS, MAX_AGENTS)).expect("at most 16384")
+}

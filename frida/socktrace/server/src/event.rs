@@ -320,13 +320,15 @@ impl<'a> Event<'a> {
         if speaks_of_a_path || !frame.path.is_empty() {
             event.path = Some(Text::escaped(frame.path));
         }
-        event.how = frame.how().map(Text::escaped);
+        event.how = frame.how().map(shortened);
         if let Some(conn_id) = frame.conn_id() {
-            event.conn_id = Some(Text::escaped(conn_id));
+            let shown = shortened(conn_id);
             if kind == EventType::Data {
-                let name = safe_filename(conn_id);
+                let is_long = conn_id.len() > gttr::MAX_CONN_ID_LEN;
+                let name = if is_long { shown.0.clone() } else { safe_filename(conn_id) };
                 event.file = (name.as_bytes() != conn_id).then_some(Text(name));
             }
+            event.conn_id = Some(shown);
         }
         match kind {
             EventType::Data => event.size = Some(frame.payload.len() as u64),
@@ -422,6 +424,12 @@ impl<'a> Event<'a> {
         let inside = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
         inside.then_some(name)
     }
+}
+
+/// A name from the conn field. One that is longer than any that agents make is shortened by its hash: it is kept for as
+/// long as its connection is known, and 64 KiB of each of many connections would be all the memory there is.
+fn shortened(name: &[u8]) -> Text<'_> {
+    if name.len() > gttr::MAX_CONN_ID_LEN { Text(safe_filename(name)) } else { Text::escaped(name) }
 }
 
 fn socket_type_name(number: u8) -> Text<'static> {

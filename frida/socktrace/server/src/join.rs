@@ -1,23 +1,26 @@
 //! Joins the two ends of a connection where both are traced: the second end's open event names the first.
 
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use gttr::{Frame, FrameType};
 use lru::LruCache;
 
 use crate::event::{Event, EventType, Text};
+use crate::sender::Sender;
 use crate::sink::Sink;
 
 /// Connections that are remembered for their other end to be found. Both ends are usually heard of within a moment; an
-/// agent that makes up connections costs no more memory than this many.
+/// agent that makes up connections costs no more memory than this many, whose names have a limit, too: some 30 MB.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("not 0");
 
 /// A [`Sink`] in front of another: adds `peer_conn_id` to open events.
 pub struct Joined<'s> {
     sink: &'s mut dyn Sink,
     /// Connections by the inode number of their socket, and by that of the socket at their other end.
-    own: LruCache<u64, String>,
-    peer: LruCache<u64, String>,
+    own: LruCache<u64, Arc<str>>,
+    peer: LruCache<u64, Arc<str>>,
 }
 
 impl std::fmt::Debug for Joined<'_> {
@@ -33,26 +36,32 @@ impl<'s> Joined<'s> {
     }
 
     /// The other end of a connection that opens, if it was heard of.
-    fn other_end(&mut self, event: &Event<'_>) -> Option<String> {
+    fn other_end(&mut self, event: &Event<'_>) -> Option<Arc<str>> {
         let conn_id: &str = event.conn_id.as_deref()?;
         let named = event.peer_inode.and_then(|inode| self.own.get(&inode).cloned());
         let found = named.or_else(|| event.inode.and_then(|inode| self.peer.get(&inode).cloned()));
+        // At most some 800 bytes: longer ones are shortened when they are decoded.
+        let name: Arc<str> = conn_id.into();
         if let Some(inode) = event.inode {
-            self.own.put(inode, conn_id.to_owned());
+            self.own.put(inode, Arc::clone(&name));
         }
         if let Some(inode) = event.peer_inode {
-            self.peer.put(inode, conn_id.to_owned());
+            self.peer.put(inode, name);
         }
-        found.filter(|other| other != conn_id)
+        found.filter(|other| **other != *conn_id)
     }
 }
 
 impl Sink for Joined<'_> {
+    fn sender(&mut self, sender: Sender, channel: u64) {
+        self.sink.sender(sender, channel);
+    }
+
     fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
         if event.kind == EventType::Open
             && let Some(other) = self.other_end(event)
         {
-            let peer_conn_id = Some(Text(other.into()));
+            let peer_conn_id = Some(Text(Cow::Borrowed(&other)));
             return self.sink.event(&Event { peer_conn_id, ..event.clone() }, payload);
         }
         self.sink.event(event, payload);

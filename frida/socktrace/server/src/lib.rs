@@ -10,6 +10,7 @@
 //! [`Event`]s of bytes and knows nothing of sockets, [`record`] writes them down. Whatever an agent sends is
 //! untrusted in every one of them.
 
+mod bad_frames;
 mod connections;
 pub mod decode;
 mod descriptors;
@@ -23,6 +24,7 @@ mod line;
 pub mod listen;
 mod notice;
 mod outage;
+mod owners;
 mod payload;
 mod process;
 pub mod receive;
@@ -30,7 +32,9 @@ pub mod record;
 pub mod recording;
 mod recover;
 mod segments;
+mod sender;
 mod serve;
+mod shares;
 pub mod sink;
 pub mod stop;
 pub mod util;
@@ -43,6 +47,7 @@ pub use process::{ProcessId, process_name};
 pub use record::{Contents, Recorder};
 pub use recording::Recording;
 pub use recover::Recovered;
+pub use sender::Sender;
 pub use serve::serve;
 pub use sink::Sink;
 pub use stop::{Stop, StopHandle};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_to, connect, listen, socket_with,
 };
-use rustix::process::geteuid;
+
+use crate::sender::Sender;
 
 /// Only the user who runs the server may send to it.
 const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -115,25 +116,13 @@ impl Bound {
     }
 
     /// Whether whoever is at the other end of a connection may send: our user, root, or one who is admitted.
-    pub(crate) fn admits(&self, connection: &OwnedFd) -> bool {
+    pub(crate) fn admits(&self, sender: Sender) -> bool {
         // By the mode of its file, or because nobody else knows of it.
         if self.admitted.is_empty() && self.identity.is_some() {
             return true;
         }
-        let user = peer_user(connection);
-        user.is_some_and(|user| user == 0 || user == geteuid().as_raw() || self.admitted.contains(&user))
+        sender.is_own() || self.admitted.contains(&sender.uid)
     }
-}
-
-/// Who has connected (SO_PEERCRED, unix(7)).
-fn peer_user(connection: &OwnedFd) -> Option<u32> {
-    // Not rustix's, whose pid may not be 0, as it is for a process that cannot be seen from here.
-    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    let (fd, at) = (connection.as_raw_fd(), (&raw mut peer).cast());
-    // SAFETY: room for a `struct ucred`, and its length.
-    let failed = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut len) };
-    (failed == 0).then_some(peer.uid)
 }
 
 impl AsFd for Bound {

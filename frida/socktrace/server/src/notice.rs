@@ -24,3 +24,21 @@ pub fn notice(text: &str) {
     let line = format!("{}: {text}\n", program.unwrap_or("socktrace-server"));
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
+
+/// So many lines about one thing are enough to see what is the matter.
+const MAX_LINES: u32 = 8;
+
+/// Lines about one thing that agents may cause any number of times: the first few are written, and that there are more.
+#[derive(Debug, Default)]
+pub(crate) struct Limited(u32);
+
+impl Limited {
+    pub(crate) fn notice(&mut self, text: impl FnOnce() -> String) {
+        self.0 = self.0.saturating_add(1);
+        if self.0 < MAX_LINES {
+            notice(&text());
+        } else if self.0 == MAX_LINES {
+            notice(&format!("{} (and more such lines, which are left out)", text()));
+        }
+    }
+}

@@ -19,10 +19,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::bad_frames::BadFrames;
 use crate::decode;
 use crate::event::{Event, EventType};
 use crate::join::Joined;
 use crate::listen::{Bound, SockType};
+use crate::owners::Owners;
+use crate::sender::Sender;
 use crate::sink::Sink;
 use crate::stop::{Stop, StopHandle};
 use handoff::{Arrived, Handoff};
@@ -74,7 +77,9 @@ struct End {
 ///
 /// The socket, poll(2) or epoll(7) has failed.
 pub fn run(bound: &Bound, stop: &Stop, sink: &mut dyn Sink) -> io::Result<&'static str> {
-    let sink = &mut Joined::new(sink);
+    let joined = &mut Joined::new(sink);
+    let owners = &mut Owners::new(joined);
+    let sink = &mut BadFrames::new(owners);
     let mut source: Box<dyn Source + '_> = match bound.sock_type() {
         SockType::Dgram => Box::new(dgram::Datagrams::new(bound.as_fd())),
         SockType::Stream => Box::new(stream::Agents::new(bound)?),
@@ -98,6 +103,7 @@ pub fn run(bound: &Bound, stop: &Stop, sink: &mut dyn Sink) -> io::Result<&'stat
         let reason = "the server had to stop before it had read all that agents had sent";
         sink.event(&Event { reason: Some(reason.into()), ..Event::now(EventType::Lost) }, b"");
     }
+    sink.report(true);
     sink.flush();
     end.map(|end| end.reason)
 }
@@ -160,17 +166,19 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
         is_last = !from.take(&mut arrived, flush_in.into_iter().chain(look_in).min());
         let mut is_idle = arrived.is_empty();
         for (part, bytes) in arrived.iter_mut() {
+            let (sender, pid) = (part.sender.unwrap_or(Sender::UNKNOWN), part.sender.map(|sender| sender.pid));
             if let Some(fd) = part.fd.take() {
-                rings.add(&fd, part.from, &Announcer::of(bytes, part.sender, &mut senders), sink);
+                rings.add(&fd, part.from, sender, &Announcer::of(bytes, pid, &mut senders), sink);
             }
-            let sink = &mut Attributed { sink, senders: &mut senders, sender: part.sender };
+            sink.sender(sender, part.from);
+            let sink = &mut Attributed { sink, senders: &mut senders, sender: pid };
             match sock_type {
                 SockType::Dgram => decode::datagram(bytes, part.sent_len, sink),
                 SockType::Stream if part.end => {
                     rings.agent_gone(part.from);
                     streams.end(part.from, sink);
                 }
-                SockType::Stream => streams.feed(part.from, bytes, sink),
+                SockType::Stream => streams.feed(part.from, sender, bytes, sink),
             }
         }
         // What cannot be written stays in the rings: their writers may wait for it.

@@ -3,9 +3,15 @@
 use gttr::Frame;
 
 use crate::event::Event;
+use crate::sender::Sender;
 
 /// Takes events in the order they arrived.
 pub trait Sink {
+    /// Whose the frames are that come from now on, and by which ring or stream, counted from 1; 0: by datagrams.
+    fn sender(&mut self, sender: Sender, channel: u64) {
+        let _ = (sender, channel);
+    }
+
     /// Takes one event and the bytes that its frame carried; a data event's are those that moved.
     fn event(&mut self, event: &Event<'_>, payload: &[u8]);
 

@@ -22,7 +22,7 @@ impl Disk {
     fn mount_in(dir: &Path) -> Option<Self> {
         let at = dir.join("out");
         fs::create_dir(&at).unwrap();
-        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), c"size=64m").ok()?;
+        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), c"size=64m,mode=0700").ok()?;
         Some(Self(at))
     }
 

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use crate::sender::Sender;
+
 /// Words of ancillary data: credentials, behind them one descriptor.
 const CONTROL_WORDS: usize = 7;
 
@@ -33,8 +35,8 @@ impl Control {
 pub(super) struct Came {
     /// The first descriptor.
     pub(super) fd: Option<OwnedFd>,
-    /// The process that has sent it, by its number here; 0: it has none here (`SO_PASSCRED`, unix(7)).
-    pub(super) sender: Option<u32>,
+    /// The process that has sent it (`SO_PASSCRED`, unix(7)).
+    pub(super) sender: Option<Sender>,
 }
 
 impl Came {
@@ -56,8 +58,7 @@ impl Came {
                         }
                     }
                     (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if len >= size_of::<libc::ucred>() => {
-                        let sender = data.cast::<libc::ucred>().read_unaligned();
-                        came.sender = Some(sender.pid.cast_unsigned());
+                        came.sender = Some(data.cast::<libc::ucred>().read_unaligned().into());
                     }
                     _ => {}
                 }

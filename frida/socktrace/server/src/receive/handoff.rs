@@ -9,6 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::ancillary::Came;
+use crate::sender::Sender;
 
 /// When so many bytes wait, receiving waits, too, and agents find their sockets full. There are two buffers of it, and
 /// this much is worked off in some 30 ms.
@@ -20,6 +21,9 @@ const NAP: Duration = Duration::from_micros(500);
 const WAKE_LEN: usize = 256 << 10;
 /// What a part costs beside its bytes, so that many empty ones are bounded, too.
 const PART_COST: usize = size_of::<Part>();
+/// What a descriptor that came with one costs: there are fewer of them than bytes of memory, and one agent could have
+/// all of them waiting here.
+const FD_COST: usize = 64 << 10;
 /// Room that a buffer keeps, in bytes.
 const KEPT_CAPACITY: usize = 2 << 20;
 
@@ -35,8 +39,8 @@ pub(super) struct Part {
     pub(super) end: bool,
     /// A descriptor that came with it.
     pub(super) fd: Option<OwnedFd>,
-    /// The process that has sent it, by its number here, as the kernel says; 0: it has none here.
-    pub(super) sender: Option<u32>,
+    /// The process that has sent it, as the kernel says.
+    pub(super) sender: Option<Sender>,
 }
 
 /// Parts in the order they arrived.
@@ -44,6 +48,8 @@ pub(super) struct Part {
 pub(super) struct Arrived {
     bytes: Vec<u8>,
     parts: Vec<Part>,
+    /// Descriptors among them.
+    fds: usize,
 }
 
 impl Arrived {
@@ -66,10 +72,11 @@ impl Arrived {
         self.bytes.shrink_to(KEPT_CAPACITY);
         self.parts.clear();
         self.parts.shrink_to(KEPT_CAPACITY / PART_COST);
+        self.fds = 0;
     }
 
     fn cost(&self) -> usize {
-        self.bytes.len() + self.parts.len() * PART_COST
+        self.bytes.len() + self.parts.len() * PART_COST + self.fds * FD_COST
     }
 }
 
@@ -112,6 +119,7 @@ impl Handoff {
         }
         for (part, bytes) in parts {
             state.arrived.bytes.extend_from_slice(bytes);
+            state.arrived.fds += usize::from(part.fd.is_some());
             state.arrived.parts.push(part);
         }
         if state.asleep_until.is_some_and(|cost| state.arrived.cost() >= cost) {

@@ -15,13 +15,17 @@ use socktrace_ring::{Memory, Reader, Step, map, unmap};
 
 use super::writers::{Announcer, Origin, Thread, Writers};
 use crate::event::{Event, EventType};
-use crate::notice::notice;
+use crate::notice::Limited;
+use crate::sender::Sender;
+use crate::shares::{Shares, Verdict};
 use crate::sink::Sink;
 
 /// Rings at one time; one is some processes', so this is more than a machine runs.
 const MAX_RINGS: usize = 4096;
 /// Bytes of all of them: giving room back writes to it, and so takes memory for what a hostile agent never touched.
-const MAX_BYTES: usize = 16 << 30;
+const MAX_BYTES: u64 = 16 << 30;
+/// Tells a ring from a stream, of which there may be one of the same number.
+const RING_CHANNEL: u64 = 1 << 63;
 /// The longest frame, in bytes: a payload, and what four 16-bit lengths can say.
 const MAX_FRAME_LEN: usize = MAX_PAYLOAD_LEN as usize + 4 * (1 << 16);
 /// What is taken of one ring before the others have their turn, in bytes.
@@ -67,6 +71,8 @@ struct Ring {
     /// new ring, and what it did before is in an older one.
     after: Vec<Position>,
     after_until: Instant,
+    /// Who was the first to announce it.
+    sender: Sender,
     /// Connections of agents that have announced it; 0 for datagrams.
     agents: HashSet<u64>,
     writers: Writers,
@@ -102,6 +108,10 @@ pub struct Rings {
     count: u64,
     /// Those that were no rings, or are none any more; the last few.
     refused: HashSet<(u64, u64)>,
+    /// Who has how many, and how many bytes.
+    numbers: Shares,
+    bytes: Shares,
+    told: Limited,
     buffer: Vec<u8>,
     /// When a frame last came out of any.
     busy: Option<Instant>,
@@ -109,13 +119,22 @@ pub struct Rings {
 
 impl Default for Rings {
     fn default() -> Self {
-        Self { rings: Vec::new(), count: 0, refused: HashSet::new(), buffer: vec![0; MAX_FRAME_LEN], busy: None }
+        Self {
+            rings: Vec::new(),
+            count: 0,
+            refused: HashSet::new(),
+            numbers: Shares::default(),
+            bytes: Shares::default(),
+            told: Limited::default(),
+            buffer: vec![0; MAX_FRAME_LEN],
+            busy: None,
+        }
     }
 }
 
 impl Rings {
     /// An agent has handed over a ring; again, if it has connected anew, or for datagrams whenever it speaks of it.
-    pub fn add(&mut self, fd: &OwnedFd, agent: u64, announcer: &Announcer, sink: &mut dyn Sink) {
+    pub fn add(&mut self, fd: &OwnedFd, agent: u64, sender: Sender, announcer: &Announcer, sink: &mut dyn Sink) {
         let Ok(stat) = fstat(fd) else { return };
         let key = (stat.st_dev, stat.st_ino);
         if let Some(ring) = self.rings.iter_mut().find(|ring| ring.key == key) {
@@ -127,8 +146,8 @@ impl Rings {
         if self.refused.contains(&key) {
             return;
         }
-        if self.rings.len() >= MAX_RINGS {
-            return notice("too many rings at one time: what this agent records is dropped and counted by it");
+        if self.rings.len() >= MAX_RINGS && !self.make_room(sender, |rings| &rings.numbers, 1, sink) {
+            return;
         }
         let mapped = map(fd.as_fd()).map_err(|untrusted| untrusted.to_string());
         let made = mapped.and_then(|memory| match Reader::new(memory) {
@@ -137,12 +156,16 @@ impl Rings {
         });
         match made {
             Ok((memory, reader)) => {
-                let bytes: usize = self.rings.iter().map(|ring| ring.reader.ring_len()).sum();
-                if bytes + reader.ring_len() > MAX_BYTES {
-                    // SAFETY: the reader goes, too.
-                    unsafe { unmap(memory) };
-                    return notice("rings of too many bytes: what this agent records is dropped and counted by it");
+                let len = reader.ring_len() as u64;
+                while self.bytes.total() + len > MAX_BYTES {
+                    if !self.make_room(sender, |rings| &rings.bytes, len, sink) {
+                        // SAFETY: the reader goes, too.
+                        unsafe { unmap(memory) };
+                        return;
+                    }
                 }
+                self.numbers.add(sender, 1);
+                self.bytes.add(sender, len);
                 // The last one to read it may have stopped.
                 reader.words().stopped.store(0, Ordering::Relaxed);
                 let (now, agents) = (Instant::now(), HashSet::from([agent]));
@@ -157,6 +180,7 @@ impl Rings {
                     reader,
                     after,
                     after_until,
+                    sender,
                     agents,
                     writers: Writers::default(),
                     heard: now,
@@ -171,6 +195,36 @@ impl Rings {
                 sink.event(&Event::bad_frame(&error, 0), b"");
             }
         }
+    }
+
+    /// Gives up a ring of who has more of something than the sender of another would have; whether there was one.
+    fn make_room(&mut self, sender: Sender, of: fn(&Self) -> &Shares, amount: u64, sink: &mut dyn Sink) -> bool {
+        let Verdict::Displaces(greediest) = of(self).judge(sender, amount) else {
+            let Sender { pid, uid } = sender;
+            self.told.notice(|| {
+                format!(
+                    "too many rings at one time: what process {pid} of user {uid} records by another is dropped and \
+                     counted by it"
+                )
+            });
+            return false;
+        };
+        let Some(newest) = self.rings.iter().rposition(|ring| ring.sender == greediest) else { return false };
+        let Sender { pid, uid } = greediest;
+        self.told.notice(|| {
+            format!("too many rings at one time: process {pid} of user {uid} has most, and one of them is given up")
+        });
+        let ring = self.rings.remove(newest);
+        self.numbers.take(greediest, 1);
+        self.bytes.take(greediest, ring.reader.ring_len() as u64);
+        refuse(&mut self.refused, ring.key);
+        // Its writers wait for nobody.
+        ring.reader.words().stopped.store(1, Ordering::SeqCst);
+        ring.wake_writers();
+        ring.report_losses(sink);
+        let reason = "there were too many rings, and this one, of the process that had most, was given up";
+        sink.event(&Event { reason: Some(reason.into()), ..Event::now(EventType::Lost) }, b"");
+        true
     }
 
     /// An agent's connection has ended.
@@ -204,6 +258,7 @@ impl Rings {
             }
             let ring = &mut self.rings[index];
             let before = ring.reader.position();
+            sink.sender(ring.sender, RING_CHANNEL | ring.id);
             let is_sound = ring.take(&mut self.buffer, sink);
             if ring.reader.position() != before {
                 any = true;
@@ -219,12 +274,18 @@ impl Rings {
             self.busy = Some(Instant::now());
         }
         // Frames of one that is left were handed on, and nobody takes the ring over.
+        let (numbers, bytes) = (&mut self.numbers, &mut self.bytes);
         self.rings.retain(|ring| {
             let is_left = ring.is_left();
             if is_left {
                 ring.report_losses(sink);
             }
-            !is_left && !ring.is_corrupt
+            let stays = !is_left && !ring.is_corrupt;
+            if !stays {
+                numbers.take(ring.sender, 1);
+                bytes.take(ring.sender, ring.reader.ring_len() as u64);
+            }
+            stays
         });
         any
     }

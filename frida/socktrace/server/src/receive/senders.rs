@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use gttr::Frame;
 
 use crate::event::Event;
+use crate::sender::Sender;
 use crate::sink::Sink;
 
 /// So many pairs of numbers are remembered; more are asked for again.
@@ -91,6 +92,10 @@ pub(super) struct Attributed<'s> {
 }
 
 impl Sink for Attributed<'_> {
+    fn sender(&mut self, sender: Sender, channel: u64) {
+        self.sink.sender(sender, channel);
+    }
+
     fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
         self.sink.event(event, payload);
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::Timespec;
@@ -14,8 +14,11 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use super::Source;
 use super::ancillary::{Came, receive};
 use super::handoff::{Handoff, Part};
+use crate::descriptors::agent_share;
 use crate::listen::Bound;
-use crate::notice::notice;
+use crate::notice::{Limited, notice};
+use crate::sender::Sender;
+use crate::shares::{Shares, Verdict};
 
 /// The most that is read from one agent before the others have their turn, in bytes.
 const READ_LEN: usize = 64 << 10;
@@ -25,21 +28,34 @@ const TURN: usize = 128;
 const ACCEPT_TURN: usize = 64;
 /// How long no agent is accepted when there is no descriptor for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// So often is read from an agent that is turned away: a socket holds less, unless root has said otherwise.
+const MAX_LAST_READS: usize = 64;
+/// What epoll hands back for the listening socket.
+const LISTENER: u64 = 0;
+
+/// An agent that has connected.
+struct Agent {
+    socket: OwnedFd,
+    sender: Sender,
+}
 
 /// A listening socket and the agents that have connected.
 pub(super) struct Agents<'a> {
     listener: &'a Bound,
     epoll: OwnedFd,
-    /// By descriptor number, which is what epoll hands back.
-    agents: HashMap<u64, OwnedFd>,
+    /// By their number, in the order in which they came, from 1.
+    agents: HashMap<u64, Agent>,
+    count: u64,
+    shares: Shares,
+    /// Accepted, for only then it is known whose it is, and to wait until another one leaves.
+    waiting: Option<Agent>,
+    /// A descriptor to be closed when there is none left, so that one agent can be accepted all the same.
+    reserve: Option<OwnedFd>,
     chunk: Vec<u8>,
     accepting: bool,
     said_full: bool,
+    turned_away: Limited,
     shut: bool,
-}
-
-fn key(fd: impl AsFd) -> u64 {
-    u64::from(fd.as_fd().as_raw_fd().unsigned_abs())
 }
 
 impl<'a> Agents<'a> {
@@ -49,19 +65,25 @@ impl<'a> Agents<'a> {
             listener,
             epoll,
             agents: HashMap::new(),
+            count: LISTENER,
+            shares: Shares::default(),
+            waiting: None,
+            reserve: None,
             chunk: vec![0; READ_LEN],
             accepting: false,
             said_full: false,
+            turned_away: Limited::default(),
             shut: false,
         };
         agents.accept_again(true)?;
+        agents.refill();
         Ok(agents)
     }
 
     /// Without a free descriptor the listener stays ready for ever; out of epoll's sight it does not make us spin.
     fn accept_again(&mut self, accepting: bool) -> io::Result<()> {
         if accepting && !self.accepting {
-            let data = epoll::EventData::new_u64(key(self.listener));
+            let data = epoll::EventData::new_u64(LISTENER);
             epoll::add(&self.epoll, self.listener, data, epoll::EventFlags::IN)?;
         } else if !accepting && self.accepting {
             epoll::delete(&self.epoll, self.listener)?;
@@ -70,51 +92,142 @@ impl<'a> Agents<'a> {
         Ok(())
     }
 
-    fn accept(&mut self) -> io::Result<usize> {
+    fn refill(&mut self) {
+        if self.reserve.is_none() {
+            // Which one does not matter.
+            self.reserve = self.epoll.try_clone().ok();
+        }
+    }
+
+    fn accept(&mut self, to: &Handoff) -> io::Result<usize> {
         for accepted in 0..ACCEPT_TURN {
-            let socket = match accept_with(self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => socket,
-                Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
-                    if !std::mem::replace(&mut self.said_full, true) {
-                        notice("no file descriptor for another agent: it waits until one is free (see ulimit -n)");
+            let mut is_short = false;
+            let agent = match self.waiting.take() {
+                Some(agent) => agent,
+                None => match self.accept_one(&mut is_short) {
+                    Ok(agent) => agent,
+                    Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
+                        self.pause()?;
+                        return Ok(accepted);
                     }
-                    self.accept_again(false)?;
-                    return Ok(accepted);
-                }
-                // An agent that left before it was accepted, or nobody there.
-                Err(_) => return Ok(accepted),
+                    // An agent that left before it was accepted, or nobody there.
+                    Err(_) => return Ok(accepted),
+                },
             };
-            if !self.listener.admits(&socket) {
-                continue;
+            self.admit(agent, is_short, to)?;
+            self.refill();
+            if self.waiting.is_some() {
+                self.pause()?;
+                return Ok(accepted);
             }
-            if self.shut {
-                let _ = shutdown(&socket, Shutdown::Read);
-            }
-            let data = epoll::EventData::new_u64(key(&socket));
-            if epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN).is_err() {
-                notice("the kernel watches no further agent: its connection is closed");
-                continue;
-            }
-            self.agents.insert(key(&socket), socket);
         }
         Ok(ACCEPT_TURN)
     }
 
-    /// Reads once from an agent; returns whether there was something, which the end of the stream is, too.
-    fn read(&mut self, key: u64, to: &Handoff) -> io::Result<bool> {
-        let Some(agent) = self.agents.get(&key) else { return Ok(false) };
-        let (len, came) = match receive(agent, &mut self.chunk) {
-            Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(_) => (0, Came::default()),
-        };
-        to.put(std::iter::once((Part::of_stream(key, len, came), &self.chunk[..len])))?;
-        if len == 0 {
-            // Closing takes it out of epoll, too.
-            self.agents.remove(&key);
+    fn pause(&mut self) -> io::Result<()> {
+        if !std::mem::replace(&mut self.said_full, true) {
+            notice("no file descriptor for another agent: it waits until one is free (see ulimit -n)");
         }
-        Ok(true)
+        self.accept_again(false)
     }
+
+    /// Accepts an agent, by the last descriptor if it has to be.
+    fn accept_one(&mut self, is_short: &mut bool) -> Result<Agent, Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = match accept_with(self.listener, flags) {
+            Err(Errno::MFILE | Errno::NFILE) if self.reserve.take().is_some() => {
+                *is_short = true;
+                accept_with(self.listener, flags)?
+            }
+            result => result?,
+        };
+        let sender = Sender::of_peer(&socket);
+        Ok(Agent { socket, sender })
+    }
+
+    /// Takes an agent in, if there is room or somebody has to make room for it; else it is turned away, or waits.
+    fn admit(&mut self, agent: Agent, is_short: bool, to: &Handoff) -> io::Result<()> {
+        if !self.listener.admits(agent.sender) {
+            return Ok(());
+        }
+        if is_short || self.agents.len() >= agent_share() {
+            match self.shares.judge(agent.sender, 1) {
+                Verdict::Displaces(greediest) => {
+                    let of_greediest = self.agents.iter().filter(|(_, agent)| agent.sender == greediest);
+                    let newest = of_greediest.map(|(&number, _)| number).max();
+                    if let Some((number, newest)) = newest.and_then(|number| self.agents.remove_entry(&number)) {
+                        self.shares.take(greediest, 1);
+                        self.turn_away(number, newest, to)?;
+                    }
+                }
+                // Nobody else's wait may hold up those behind it: it is the collector's own user whom that would hurt.
+                Verdict::Waits if agent.sender.is_own() => {
+                    self.waiting = Some(agent);
+                    return Ok(());
+                }
+                Verdict::HasEnough | Verdict::Waits => {
+                    self.count += 1;
+                    return self.turn_away(self.count, agent, to);
+                }
+            }
+        }
+        self.count += 1;
+        if self.shut {
+            let _ = shutdown(&agent.socket, Shutdown::Read);
+        }
+        let data = epoll::EventData::new_u64(self.count);
+        if epoll::add(&self.epoll, &agent.socket, data, epoll::EventFlags::IN).is_err() {
+            notice("the kernel watches no further agent: its connection is closed");
+            return Ok(());
+        }
+        self.shares.add(agent.sender, 1);
+        self.agents.insert(self.count, agent);
+        Ok(())
+    }
+
+    /// Ends an agent's connection: what it has sent is taken, and when it sends more it gets EPIPE, and so knows what it
+    /// loses.
+    fn turn_away(&mut self, number: u64, agent: Agent, to: &Handoff) -> io::Result<()> {
+        let Sender { pid, uid } = agent.sender;
+        let count = self.shares.of(agent.sender);
+        self.turned_away.notice(|| {
+            format!(
+                "process {pid} of user {uid} has {count} connections, and there are no descriptors for more: another of \
+                 its connections is closed (see ulimit -n)"
+            )
+        });
+        let _ = shutdown(&agent.socket, Shutdown::Read);
+        for _ in 0..MAX_LAST_READS {
+            if read_from(number, &agent, &mut self.chunk, to)? == Some(false) {
+                return Ok(());
+            }
+        }
+        to.put(std::iter::once((Part::of_stream(number, 0, Came::default()), &[][..])))
+    }
+
+    /// Reads once from an agent; returns whether there was something, which the end of the stream is, too.
+    fn read(&mut self, number: u64, to: &Handoff) -> io::Result<bool> {
+        let Some(agent) = self.agents.get(&number) else { return Ok(false) };
+        let goes_on = read_from(number, agent, &mut self.chunk, to)?;
+        if goes_on == Some(false) {
+            self.shares.take(agent.sender, 1);
+            // Closing takes it out of epoll, too.
+            self.agents.remove(&number);
+        }
+        Ok(goes_on.is_some())
+    }
+}
+
+/// Reads once; true: there may be more, false: it was the end, none: nothing is there.
+fn read_from(number: u64, agent: &Agent, chunk: &mut [u8], to: &Handoff) -> io::Result<Option<bool>> {
+    let (len, mut came) = match receive(&agent.socket, chunk) {
+        Ok(received) => received,
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+        Err(_) => (0, Came::default()),
+    };
+    came.sender.get_or_insert(agent.sender);
+    to.put(std::iter::once((Part::of_stream(number, len, came), &chunk[..len])))?;
+    Ok(Some(len > 0))
 }
 
 impl AsFd for Agents<'_> {
@@ -128,7 +241,7 @@ impl Source for Agents<'_> {
         let mut taken = 0;
         if !self.accepting {
             self.accept_again(true)?;
-            taken += self.accept()?;
+            taken += self.accept(to)?;
         }
         let mut ready = [const { MaybeUninit::uninit() }; TURN];
         let ready = match epoll::wait(&self.epoll, &mut ready, Some(&Timespec::default())) {
@@ -138,8 +251,8 @@ impl Source for Agents<'_> {
         };
         for event in ready {
             let ready = event.data.u64();
-            if ready == key(self.listener) {
-                taken += self.accept()?;
+            if ready == LISTENER {
+                taken += self.accept(to)?;
             } else {
                 taken += usize::from(self.read(ready, to)?);
             }
@@ -154,8 +267,8 @@ impl Source for Agents<'_> {
     fn shut(&mut self) {
         self.shut = true;
         let _ = shutdown(self.listener, Shutdown::Read);
-        for agent in self.agents.values() {
-            let _ = shutdown(agent, Shutdown::Read);
+        for agent in self.agents.values().chain(&self.waiting) {
+            let _ = shutdown(&agent.socket, Shutdown::Read);
         }
     }
 }
