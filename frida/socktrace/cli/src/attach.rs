@@ -16,6 +16,7 @@ use crate::engine::place::is_reached_by;
 use crate::engine::target::{self, Probe};
 use crate::engine::{Parameters, Place, preload};
 use crate::live::Live;
+use crate::nest;
 use crate::packets::Keep;
 
 const NEVER_HEARD: &str = "the probe was loaded and could not reach the collector: is the process in a sandbox?";
@@ -33,6 +34,8 @@ pub fn attach(args: &AttachArgs) -> Result<ExitCode> {
 
 /// The same, with what is captured going to `keep`.
 pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
+    // Its collector has nothing to do with the processes that are attached to here.
+    let _ = nest::leave_outer();
     let pids = willing(wanted(args)?);
     if pids.is_empty() {
         return Ok(ExitCode::FAILURE);
@@ -48,7 +51,7 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
     if args.children {
         preload::prepare(&place, &parameters)?;
     }
-    let live = Live::start(bound, &args.filter, kept, &args.view)?;
+    let live = Live::start(bound, &args.filter, kept, &args.view, None)?;
     let mut targets = Vec::new();
     for pid in pids {
         // Opened first, so that it is no other process that gets the number while Frida takes its time.

@@ -10,6 +10,7 @@ use socktrace_server::{Bound, Event, Recorder, Sink, Stop, StopHandle, notice, r
 
 use crate::args::{FilterArgs, ViewArgs};
 use crate::filter::{Scope, Selection};
+use crate::nest::Relay;
 use crate::output::{Default, Destination, Output};
 use crate::packets::{Kept, Packets};
 use crate::view::{Silence, Style, View};
@@ -21,6 +22,8 @@ const HAND_ON_LEN: usize = 64 << 10;
 struct Tracer {
     scope: Scope,
     recorder: Option<Recorder>,
+    /// To a socktrace that this one runs under.
+    relay: Option<Relay>,
     packets: Option<Box<Packets>>,
     view: View,
     lines: Vec<u8>,
@@ -31,6 +34,12 @@ struct Tracer {
 }
 
 impl Sink for Tracer {
+    fn came(&mut self, frame: &Frame<'_>) {
+        if let Some(relay) = &mut self.relay {
+            relay.frame(frame);
+        }
+    }
+
     fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
         self.take(event, payload, |recorder| recorder.event(event, payload));
     }
@@ -53,6 +62,9 @@ impl Sink for Tracer {
 
     fn flush(&mut self) -> bool {
         self.hand_on();
+        if let Some(relay) = &mut self.relay {
+            relay.flush();
+        }
         if let Some(packets) = &mut self.packets {
             packets.flush();
         }
@@ -102,12 +114,12 @@ pub struct Live {
 }
 
 impl Live {
-    /// Opens the recording and the output, and begins to receive.
+    /// Opens the recording and the output, and begins to receive. What comes is handed on by `relay`, too.
     ///
     /// # Errors
     ///
     /// One line that names what cannot be opened or is no pattern.
-    pub fn start(bound: Bound, filter: &FilterArgs, kept: Kept, view: &ViewArgs) -> Result<Self> {
+    pub fn start(bound: Bound, filter: &FilterArgs, kept: Kept, view: &ViewArgs, relay: Option<Relay>) -> Result<Self> {
         let default = if view.json { Default::Stdout } else { Default::Stderr };
         let (scope, selection) = (Scope::new(filter)?, Selection::new(filter)?);
         let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
@@ -130,6 +142,7 @@ impl Live {
         let mut tracer = Tracer {
             scope,
             recorder,
+            relay,
             packets,
             view: View::new(view, style, selection),
             lines: Vec::new(),

@@ -4,6 +4,7 @@
 //! run ─┬ engine (preload, frida, gadget): the program with the probe in it
 //!      └ live: collector thread ─► Scope ─┬► Recorder (-w DIR), Packets (-w -)
 //! attach ─ engine (frida) ─► live         └► View ─► Output
+//!      └ nest: live of a socktrace that this one runs under gets the same frames
 //! show ─ Recording: events.jsonl and payload files ─► View ─► Output
 //! export ─ socktrace-export ─► a file
 //! extcap ─ run or attach, for Wireshark
@@ -17,6 +18,7 @@ mod export;
 mod extcap;
 mod filter;
 mod live;
+mod nest;
 mod output;
 mod packets;
 mod program;

@@ -12,6 +12,7 @@ use crate::engine::frida::Frida;
 use crate::engine::gate::{self, NotHeld};
 use crate::engine::{Parameters, Place, gadget, preload};
 use crate::live::{Live, exit_code};
+use crate::nest;
 use crate::packets::Keep;
 use crate::program::{self, Refusal};
 
@@ -35,6 +36,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 
 /// The same, with what is captured going to `keep`.
 pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode> {
+    let outer = nest::leave_outer();
     let name = args.program.first().context("no program given")?;
     let path = match program::find(name) {
         Ok(path) => path,
@@ -68,7 +70,7 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
     // While Ctrl-C still works: a FIFO is opened when its reader comes.
     let kept = keep.open()?;
     let signals = Signals::catch().context("catching signals")?;
-    let live = Live::start(bound, &args.filter, kept, &args.view)?;
+    let live = Live::start(bound, &args.filter, kept, &args.view, outer.and_then(|outer| outer.connect()))?;
     let start = Start {
         path: &path,
         arguments: &args.program,

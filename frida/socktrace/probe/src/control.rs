@@ -63,6 +63,7 @@ pub extern "C" fn socktrace_ready() {
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
 pub extern "C" fn socktrace_stop() {
     if STATE.compare_exchange(STARTED, STARTING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        exec::stop();
         descriptors::stop();
         transport::stop();
         STATE.store(IDLE, Ordering::Release);

@@ -67,6 +67,17 @@ pub(crate) fn init() {
     room::init();
 }
 
+/// The library that programs load which this one executes; null: none is to. For a socktrace that is traced itself.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub extern "C" fn socktrace_followed_by() -> *const c_char {
+    PROBE_PATH.load(Ordering::Acquire)
+}
+
+/// Leaves the programs alone that are executed from here on.
+pub(crate) fn stop() {
+    PROBE_PATH.store(core::ptr::null_mut(), Ordering::Release);
+}
+
 fn probe_path() -> Option<&'static CStr> {
     let path = PROBE_PATH.load(Ordering::Acquire);
     // SAFETY: null, or set by `follow`.

@@ -43,3 +43,4 @@ mod transport;
 pub use control::{
     socktrace_hook, socktrace_ignore, socktrace_init, socktrace_ready, socktrace_stop, socktrace_unhook,
 };
+pub use exec::socktrace_followed_by;

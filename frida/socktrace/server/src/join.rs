@@ -68,6 +68,7 @@ impl Sink for Joined<'_> {
     }
 
     fn frame(&mut self, frame: &Frame<'_>) {
+        self.sink.came(frame);
         if frame.kind == FrameType::Open {
             self.event(&Event::from_frame(frame), frame.payload);
         } else {

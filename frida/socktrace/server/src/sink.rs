@@ -21,6 +21,11 @@ pub trait Sink {
         self.event(&Event::from_frame(frame), frame.payload);
     }
 
+    /// Hears of a frame as it came, before it or its event. For whoever hands frames on.
+    fn came(&mut self, frame: &Frame<'_>) {
+        let _ = frame;
+    }
+
     /// Whether the frame's event is on record already, by a server that was killed before it could say so.
     fn is_recorded(&self, frame: &Frame<'_>) -> bool {
         let _ = frame;

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::{Parameters, Place};
 
-const GADGET: &str = "frida-gadget.so";
+pub const GADGET: &str = "frida-gadget.so";
 /// Gadget looks for its configuration beside itself, by its own name with this ending.
 const CONFIG: &str = "frida-gadget.config";
-const AGENT: &str = "agent.js";
+pub const AGENT: &str = "agent.js";
 
 /// Puts a copy of Gadget, its configuration and agent.js in place; returns what is to be preloaded.
 ///

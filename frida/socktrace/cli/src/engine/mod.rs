@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use socktrace_server::{Bound, SockType};
 
 use crate::args::{CaptureArgs, OnFullArg, TransportArg};
-pub use place::Place;
+pub use place::{Place, SOCKET};
 
 /// What a probe is told, whichever way it gets in.
 #[derive(Debug)]

@@ -35,7 +35,7 @@ const NEW_FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 /// Only our user may send to it.
 const SOCKET_MODE: u32 = 0o600;
 /// Name of the collector's socket.
-const SOCKET: &str = "sock";
+pub const SOCKET: &str = "sock";
 /// Writable by group or others.
 const OTHERS_WRITE: u32 = 0o022;
 /// In such a folder an entry is removed and renamed by its owner only (inode(7)).
