@@ -359,3 +359,25 @@ int main(int c, char **v) {
     refused(program.child.id(), "no /proc is mounted");
     program.end();
 }
+
+/// Has been left behind by `run`, is attached to and left again, and executes programs: nothing of that is on their standard
+/// error.
+#[test]
+fn a_process_that_run_has_left_behind() {
+    let Some(frida) = frida("a_process_that_run_has_left_behind") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (go, said, pid) = (path("go"), path("said"), path("pid"));
+    let script = format!(
+        "mkfifo {go}; sh -c 'echo $$ >{pid}; read x <{go}; /bin/true; /bin/true; echo done' >{said} 2>&1 & \
+                 until [ -s {pid} ]; do /bin/true; done"
+    );
+    let traced = run(&["run", "-o", "/dev/null", "--", "sh", "-c", &script]);
+    assert_eq!(traced.code, Some(0), "{}", traced.err);
+    let pid = fs::read_to_string(pid).unwrap().trim().to_owned();
+    let attached = run(&["attach", "--frida", &frida, "--for", "10ms", &pid]);
+    assert_eq!(attached.code, Some(0), "{}", attached.err);
+    fs::write(go, "\n").unwrap();
+    until("it is done", || fs::read_to_string(&said).unwrap().contains("done"));
+    assert_eq!(fs::read_to_string(&said).unwrap(), "done\n");
+}

@@ -73,9 +73,11 @@ pub extern "C" fn socktrace_followed_by() -> *const c_char {
     PROBE_PATH.load(Ordering::Acquire)
 }
 
-/// Leaves the programs alone that are executed from here on.
+/// Keeps the probe out of the programs that are executed from here on, until it is told to follow again.
 pub(crate) fn stop() {
-    PROBE_PATH.store(core::ptr::null_mut(), Ordering::Release);
+    // No file has this number.
+    PARAMS_FILE.iter().for_each(|value| value.store(0, Ordering::Relaxed));
+    WAS_THERE.store(false, Ordering::Relaxed);
 }
 
 fn probe_path() -> Option<&'static CStr> {
@@ -259,7 +261,8 @@ pub(crate) unsafe fn execute(
     envp: *const *const c_char,
     exec: impl Fn(*const *const c_char) -> c_int,
 ) -> c_int {
-    if !is_tracing() || leads_nowhere(envp) {
+    // Also when nothing is traced any more, the probe's name must not stay in the environment.
+    if leads_nowhere(envp) || (!is_tracing() && probe_path().is_none()) {
         return exec(envp);
     }
     // SAFETY: the caller's promise.
