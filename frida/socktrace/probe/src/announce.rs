@@ -28,7 +28,7 @@ fn announce_as(connection: &Connection, ts_ns: u64, prefix: &str) {
         len += part.len();
     }
     let Description { fd, inode, mate, .. } = *description;
-    let peer = Peer::of(fd, inode, mate);
+    let peer = Peer::of(fd, inode, mate, description.how != "connect");
     /// Inode, type, and five values of the peer.
     const MAX_VALUES: usize = 7;
     let mut values = [Ext::Inode(inode); MAX_VALUES];

@@ -13,7 +13,7 @@ use crate::address::Address;
 use crate::ancillary::Ancillary;
 use crate::announce::announce;
 use crate::calls::{self, Change, VANISHED};
-use crate::clock::now_ns;
+use crate::clock::{self, monotonic_ns};
 use crate::connection::{Connection, Handle, Kind, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit};
@@ -30,7 +30,7 @@ pub(crate) struct Call {
     fd: i32,
     /// A [`Slot`], packed: what the descriptor was when it was entered.
     slot: u64,
-    /// When it was entered, nanoseconds since the Unix epoch; 0: there was no reason to look.
+    /// When it was entered, by CLOCK_MONOTONIC, in nanoseconds; 0: there was no reason to look.
     entered_ns: u64,
 }
 
@@ -123,7 +123,7 @@ impl Call {
     fn enter(name: &'static str, fd: i32, answered_by_sockets_only: bool) -> Self {
         let mut call = Self { name, fd, slot: descriptors::get_packed(fd), entered_ns: 0 };
         if !call.is_idle(answered_by_sockets_only) {
-            call.entered_ns = now_ns();
+            call.entered_ns = monotonic_ns();
         }
         call
     }
@@ -232,7 +232,7 @@ impl Call {
     fn reported_fast(&self, direction: Direction, result: isize, only: Option<IoVec>) -> bool {
         // The clock is read here, because the kernel's code for that wants room on the stack, too.
         only.filter(|_| self.entered_ns != 0)
-            .is_some_and(|buffer| self.report_fast(direction, result.unsigned_abs() as u64, buffer, now_ns()))
+            .is_some_and(|buffer| self.report_fast(direction, result.unsigned_abs() as u64, buffer, monotonic_ns()))
     }
 
     /// Reports a message that a call of the send(2) family sent. `buffer` is where its bytes are, if they are in one piece and
@@ -303,8 +303,7 @@ impl Call {
     }
 
     fn report_here(&self, moved: &Moved, emit: impl FnOnce(&Data<'_>)) {
-        let now = now_ns();
-        let entered_ns = if self.entered_ns == 0 { now } else { self.entered_ns };
+        let (entered_ns, now) = clock::since(self.entered_ns);
         // What is sent may arrive before the call returns; what is received was there before it did.
         let ts_ns = if moved.direction == Direction::Out { entered_ns } else { now };
         let total = moved.total;

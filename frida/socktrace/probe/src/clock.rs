@@ -4,11 +4,11 @@
 //! anywhere. libc has been told the truth. Nor libc's clock_gettime(3), which others stand in for (libfaketime).
 
 use core::ffi::{CStr, c_int, c_ulong, c_void};
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::time::Timespec;
 
-use crate::sys;
+use crate::{strict, sys};
 
 const PAGE_LEN: usize = 4096;
 const REALTIME: c_int = 0;
@@ -19,13 +19,83 @@ static GETTIME: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
 type Gettime = unsafe extern "C" fn(c_int, *mut Timespec) -> c_int;
 
+/// What CLOCK_REALTIME is ahead of CLOCK_MONOTONIC.
+///
+/// Calls are timed by the latter, which nobody sets, and told in the former. The two run alike (adjtimex(2) slows and speeds up
+/// both), so that what lies between them changes only when somebody sets the time, or the machine was asleep.
+struct Wall {
+    ahead_ns: AtomicU64,
+    /// When to look again (CLOCK_MONOTONIC, nanoseconds).
+    look_ns: AtomicU64,
+}
+
+/// How long it may take until a time that was set is told, in nanoseconds.
+const LOOK_NS: u64 = 10_000_000;
+/// How often the two clocks are read to find them at one moment, of which the closest counts.
+const READINGS: u32 = 6;
+/// Nobody sets the clock by less, in nanoseconds, and readings may be that much apart. What was once found is kept
+/// otherwise, so that what a process tells is evenly spaced.
+const LEAST_STEP_NS: u64 = 2_000;
+
+static WALL: Wall = Wall { ahead_ns: AtomicU64::new(0), look_ns: AtomicU64::new(0) };
+
+impl Wall {
+    /// What is to be added to a time of CLOCK_MONOTONIC, near `now_ns`.
+    #[inline]
+    fn ahead_ns(&self, now_ns: u64) -> u64 {
+        if now_ns >= self.look_ns.load(Ordering::Relaxed) {
+            self.look(now_ns, read);
+        }
+        self.ahead_ns.load(Ordering::Relaxed)
+    }
+
+    /// Both times as this has them now.
+    #[inline]
+    fn since(&self, entered_ns: u64, now_ns: u64) -> (u64, u64) {
+        let ahead_ns = self.ahead_ns(now_ns);
+        let entered_ns = if entered_ns == 0 { now_ns } else { entered_ns };
+        (entered_ns.wrapping_add(ahead_ns), now_ns.wrapping_add(ahead_ns))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look(&self, now_ns: u64, read: impl Fn(c_int) -> u64) {
+        self.look_ns.store(now_ns + LOOK_NS, Ordering::Relaxed);
+        let reading = |_| {
+            let (before, real, after) = (read(MONOTONIC), read(REALTIME), read(MONOTONIC));
+            let apart_ns = after.saturating_sub(before);
+            (apart_ns, real.wrapping_sub(before + apart_ns / 2))
+        };
+        let Some((apart_ns, found)) = (0..READINGS).map(reading).min() else { return };
+        let known = self.ahead_ns.load(Ordering::Relaxed);
+        if found.abs_diff(known) > apart_ns.max(LEAST_STEP_NS) {
+            self.ahead_ns.store(found, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What is to be added to a time of [`monotonic_ns`], which is about `now_ns`, to have it since the Unix epoch.
+#[inline]
+pub(crate) fn ahead_ns(now_ns: u64) -> u64 {
+    WALL.ahead_ns(now_ns)
+}
+
 /// Nanoseconds since the Unix epoch.
 #[inline]
 pub(crate) fn now_ns() -> u64 {
-    read(REALTIME)
+    let now_ns = monotonic_ns();
+    now_ns.wrapping_add(WALL.ahead_ns(now_ns))
+}
+
+/// When a call was entered and when it has ended, which is now: nanoseconds since the Unix epoch, between which there is
+/// the time that it took even if the clock was set meanwhile. `entered_ns` is of [`monotonic_ns`]; 0 for one that takes no time.
+#[inline]
+pub(crate) fn since(entered_ns: u64) -> (u64, u64) {
+    WALL.since(entered_ns, monotonic_ns())
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC (clock_gettime(2)).
+#[inline]
 pub(crate) fn monotonic_ns() -> u64 {
     read(MONOTONIC)
 }
@@ -38,16 +108,28 @@ fn read(clock: c_int) -> u64 {
     let failed =
         gettime.is_null() || unsafe { core::mem::transmute::<*mut c_void, Gettime>(gettime)(clock, &raw mut now) } != 0;
     if failed {
-        now = sys::clock_gettime(clock);
+        now = ask_kernel(clock);
     }
     // Negative only before 1970.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// The time by a system call; 0 in a thread that may make none.
+#[cold]
+fn ask_kernel(clock: c_int) -> Timespec {
+    if strict::is_in_force() { Timespec { tv_sec: 0, tv_nsec: 0 } } else { sys::clock_gettime(clock) }
+}
+
+/// The program is about to forbid itself RDTSC (PR_SET_TSC, prctl(2); seccomp(2)'s strict mode), which is what the vDSO
+/// reads the time by. For good, and for all threads: which of them it concerns is not worth knowing.
+pub(crate) fn forget_counter() {
+    GETTIME.store(core::ptr::null_mut(), Ordering::Relaxed);
+}
+
 /// Looks for the vDSO, by the getauxval(3) that `find` finds.
 pub(crate) fn init(find: impl FnOnce(&CStr) -> *mut c_void) {
     const AT_SYSINFO_EHDR: c_ulong = 33;
-    if !GETTIME.load(Ordering::Relaxed).is_null() {
+    if !GETTIME.load(Ordering::Relaxed).is_null() || !sys::may_read_counter() {
         return;
     }
     let getauxval = find(c"getauxval");
@@ -161,6 +243,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_clock_that_is_set_is_told_and_an_unsteady_reading_is_not() {
+        let wall = Wall { ahead_ns: AtomicU64::new(0), look_ns: AtomicU64::new(0) };
+        let look = |monotonic: u64, real: u64| {
+            wall.look(monotonic, |clock| if clock == MONOTONIC { monotonic } else { real });
+            wall.ahead_ns.load(Ordering::Relaxed)
+        };
+        assert_eq!(look(1000, 5_000_000), 4_999_000);
+        assert_eq!(look(2000, 5_002_000), 4_999_000, "a thousand nanoseconds are an interruption");
+        // Set forward, and back to before.
+        assert_eq!(look(3000, 9_000_000), 8_997_000);
+        assert_eq!(look(8_000_000, 1_000_000), 1_000_000_u64.wrapping_sub(8_000_000));
+        assert!(wall.ahead_ns(8_000_001).wrapping_add(8_000_001) == 1_000_001, "it need not look for a while");
+    }
+
+    #[test]
+    fn a_call_takes_as_long_as_it_takes() {
+        let wall = Wall { ahead_ns: AtomicU64::new(1_000_000), look_ns: AtomicU64::new(u64::MAX) };
+        assert_eq!(wall.since(10, 30), (1_000_010, 1_000_030));
+        // It was set by an hour between a call's beginning and its end.
+        wall.ahead_ns.fetch_add(3_600_000_000_000, Ordering::Relaxed);
+        let (entered_ns, now_ns) = wall.since(10, 30);
+        assert_eq!(now_ns - entered_ns, 20);
+        let (entered_ns, now_ns) = wall.since(0, 30);
+        assert_eq!(now_ns, entered_ns);
+    }
+
+    #[test]
     fn the_vdso_has_the_time() {
         unsafe extern "C" {
             fn getauxval(kind: c_ulong) -> c_ulong;
@@ -169,7 +278,7 @@ mod tests {
         assert!(!GETTIME.load(Ordering::Relaxed).is_null(), "this kernel has a vDSO");
         let std = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
         let (before, now, after) = (std(), now_ns(), std());
-        assert!((before..=after).contains(&now), "{before} {now} {after}");
+        assert!((before - LEAST_STEP_NS..=after + LEAST_STEP_NS).contains(&now), "{before} {now} {after}");
         let (vdso, kernel) = (monotonic_ns(), sys::clock_gettime(MONOTONIC));
         assert!(vdso <= kernel.tv_sec as u64 * 1_000_000_000 + kernel.tv_nsec as u64);
     }

@@ -266,13 +266,6 @@ impl ComplaintText {
     }
 }
 
-/// Fails as a call does that is given a number that is no descriptor: -1, with `errno` at EBADF.
-pub(crate) fn fail_with_ebadf() -> c_int {
-    const EBADF: c_int = 9;
-    set_errno(EBADF);
-    -1
-}
-
 #[cfg(feature = "standalone")]
 pub(crate) use crate::standalone::{errno, next_symbol, set_errno};
 

@@ -66,6 +66,7 @@ pub(crate) enum Cause {
     Full = 3,
     Left = 4,
     Unmapped = 5,
+    Stranger = 6,
 }
 
 impl Cause {
@@ -74,6 +75,7 @@ impl Cause {
             0 => b"the server was not there",
             1 => b"the server did not read",
             3 => b"the ring was full",
+            6 => b"another user, who is not root, listens at the server's path, and is told nothing",
             5 => b"the program unmapped the bytes when the call had just returned",
             4 => b"a signal handler jumped out of a call while the event was written",
             _ => b"the descriptor was closed and reused during the call",
@@ -88,6 +90,7 @@ impl From<Undelivered> for Cause {
             Undelivered::Stalled => Self::Stalled,
             Undelivered::Full => Self::Full,
             Undelivered::Unmapped => Self::Unmapped,
+            Undelivered::Stranger => Self::Stranger,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crate::strict;
 use crate::sys::{raw_pid, thread_pointer};
 
 /// Threads that may have a guest at one time.
@@ -58,6 +59,9 @@ pub(crate) fn pid() -> Option<u32> {
 
 #[cold]
 fn find() -> Option<u32> {
+    if strict::is_in_force() {
+        return None;
+    }
     match of_this_thread().map(|guest| guest.pid.load(Ordering::Relaxed)) {
         Some(pid @ 1..) => Some(pid),
         // Perhaps the process itself, whose pid is then what this gives.

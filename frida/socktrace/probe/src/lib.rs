@@ -12,6 +12,7 @@
 mod address;
 mod ancillary;
 mod announce;
+mod aside;
 mod calls;
 mod capture;
 mod clock;
@@ -37,6 +38,7 @@ mod scratch;
 mod stack;
 #[cfg(feature = "standalone")]
 mod standalone;
+mod strict;
 mod sys;
 mod transport;
 

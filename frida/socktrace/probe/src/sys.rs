@@ -1,9 +1,11 @@
 //! The system calls that rustix keeps to itself, because only a libc is expected to make them.
 
 use core::arch::asm;
+use core::ffi::c_void;
+use core::sync::atomic::AtomicU32;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::process;
@@ -19,8 +21,16 @@ mod number {
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const SIGALTSTACK: usize = 131;
+    pub(super) const CLONE: usize = 56;
+    pub(super) const EXIT: usize = 60;
+    pub(super) const WAIT4: usize = 61;
     pub(super) const PRCTL: usize = 157;
     pub(super) const FACCESSAT: usize = 269;
+    pub(super) const TGKILL: usize = 234;
+    pub(super) const UNSHARE: usize = 272;
+    pub(super) const PIDFD_OPEN: usize = 434;
+    pub(super) const CLOSE_RANGE: usize = 436;
+    pub(super) const PIDFD_GETFD: usize = 438;
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const PROCESS_VM_READV: usize = 310;
     #[cfg(feature = "standalone")]
@@ -67,6 +77,16 @@ pub(crate) fn clock_gettime(clock: i32) -> Timespec {
     // SAFETY: room for what it gives.
     unsafe { syscall(number::CLOCK_GETTIME, [clock as usize, &raw mut now as usize, 0, 0, 0, 0]) };
     now
+}
+
+/// Whether this thread may read the time-stamp counter (`PR_GET_TSC`, prctl(2)).
+pub(crate) fn may_read_counter() -> bool {
+    const PR_GET_TSC: usize = 25;
+    const PR_TSC_SIGSEGV: u32 = 2;
+    let mut mode = 0_u32;
+    // SAFETY: room for what it gives.
+    unsafe { syscall(number::PRCTL, [PR_GET_TSC, &raw mut mode as usize, 0, 0, 0, 0]) };
+    mode != PR_TSC_SIGSEGV
 }
 
 /// The process id, as the kernel has it.
@@ -133,6 +153,10 @@ pub(crate) unsafe fn in_thread(offset: usize) -> u32 {
 /// `getsockopt(SO_PEERCRED)`: pid, uid and gid of the other end; `None` where there is none. Not rustix's, whose pid
 /// may not be 0, as it is for a peer in a pid namespace that cannot be seen from here.
 pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> Option<[u32; 3]> {
+    credentials(socket).filter(|[pid, ..]| *pid != 0)
+}
+
+fn credentials(socket: BorrowedFd<'_>) -> Option<[u32; 3]> {
     const SOL_SOCKET: usize = 1;
     const SO_PEERCRED: usize = 17;
     let (mut credentials, mut len) = ([0_u32; 3], size_of::<[u32; 3]>() as u32);
@@ -140,7 +164,7 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> Option<[u32; 3]> {
     let args = [fd, SOL_SOCKET, SO_PEERCRED, &raw mut credentials as usize, &raw mut len as usize, 0];
     // SAFETY: points to room for a `struct ucred` and to its length.
     let result = unsafe { syscall(number::GETSOCKOPT, args) };
-    (result == 0 && credentials[0] != 0).then_some(credentials)
+    (result == 0).then_some(credentials)
 }
 
 /// Whether nothing more can be received from a socket: the other end was closed or shut, and nothing waits (poll(2)).
@@ -204,6 +228,109 @@ pub(crate) fn is_path_readable(path: *const core::ffi::c_char) -> bool {
     let result = unsafe { syscall(number::FACCESSAT, args) }.cast_signed();
     let error = |error: Errno| result.unsigned_abs() as i32 == error.raw_os_error();
     !error(Errno::FAULT) && !error(Errno::NAMETOOLONG)
+}
+
+fn result_of(result: usize) -> Result<usize, Errno> {
+    let result = result.cast_signed();
+    usize::try_from(result).map_err(|_| Errno::from_raw_os_error(-(result as i32)))
+}
+
+/// `clone(2)`: a thread or process with a stack of its own runs `entry(argument)` and ends. Its id, which is in `tid`,
+/// too, before it runs, and is taken away there (and waked, futex(2)) when it has ended, with the flags for that.
+///
+/// # Safety
+///
+/// The stack is large enough and nobody else's, `entry` keeps to what the flags leave it, and `argument` is what it takes.
+#[cfg(target_arch = "x86_64")]
+pub(crate) unsafe fn clone(
+    flags: usize,
+    stack_end: *mut u8,
+    tid: &AtomicU32,
+    entry: unsafe extern "C" fn(*mut c_void),
+    argument: *mut c_void,
+) -> Result<u32, Errno> {
+    let result: usize;
+    // SAFETY: the child goes on with our registers and its own stack, and never comes out of this; the caller's promise.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "xor edi, edi",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            "2:",
+            exit = const number::EXIT,
+            inlateout("rax") number::CLONE => result,
+            in("rdi") flags, in("rsi") stack_end, in("rdx") tid, in("r10") tid, in("r8") 0,
+            in("r12") argument, in("r13") entry,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    result_of(result).map(|id| id as u32)
+}
+
+/// Whether a thread of this process is there (tgkill(2) of no signal).
+pub(crate) fn is_thread(tid: u32) -> bool {
+    // SAFETY: sends nothing.
+    unsafe { syscall(number::TGKILL, [raw_pid() as usize, tid as usize, 0, 0, 0, 0]) == 0 }
+}
+
+/// Waits for a child that [`clone`] has made, of which no signal tells the end (`__WCLONE`, wait4(2)).
+pub(crate) fn wait_for_child(pid: u32) {
+    const WCLONE: usize = 0x8000_0000;
+    // SAFETY: wants to know nothing of it.
+    while result_of(unsafe { syscall(number::WAIT4, [pid as usize, 0, WCLONE, 0, 0, 0]) }) == Err(Errno::INTR) {}
+}
+
+/// Gives the thread a table of descriptors of its own that has nothing in it; whether it has.
+pub(crate) fn take_empty_table() -> bool {
+    const CLOSE_RANGE_UNSHARE: usize = 2;
+    const CLONE_FILES: usize = 0x400;
+    let all = u32::MAX as usize;
+    // SAFETY: the descriptors closed are those of the new table.
+    unsafe {
+        syscall(number::CLOSE_RANGE, [0, all, CLOSE_RANGE_UNSHARE, 0, 0, 0]) == 0
+            // Before Linux 5.9: a copy has to do.
+            || syscall(number::UNSHARE, [CLONE_FILES, 0, 0, 0, 0, 0]) == 0
+    }
+}
+
+/// A descriptor of this process's as one in the thread's own table (pidfd_getfd(2)).
+pub(crate) fn fetch(fd: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: what the calls give are new descriptors.
+    unsafe {
+        let pidfd = result_of(syscall(number::PIDFD_OPEN, [raw_pid() as usize, 0, 0, 0, 0, 0]))?;
+        let pidfd = OwnedFd::from_raw_fd(pidfd as i32);
+        let args = [pidfd.as_raw_fd() as usize, fd.cast_unsigned() as usize, 0, 0, 0, 0];
+        result_of(syscall(number::PIDFD_GETFD, args)).map(|fd| OwnedFd::from_raw_fd(fd as i32))
+    }
+}
+
+/// Whether this runs under valgrind, which knows few kinds of clone(2): its request `RUNNING_ON_VALGRIND`, instructions
+/// that do nothing elsewhere.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn is_under_valgrind() -> bool {
+    let request = [0x1001_usize, 0, 0, 0, 0, 0];
+    let mut result = 0_usize;
+    // SAFETY: turns a register once around, and exchanges one with itself.
+    unsafe {
+        asm!(
+            "rol rdi, 3", "rol rdi, 13", "rol rdi, 61", "rol rdi, 51", "xchg rbx, rbx",
+            inout("rdx") result, in("rax") request.as_ptr(), inout("rdi") 0_usize => _,
+            options(nostack),
+        );
+    }
+    result != 0
+}
+
+/// `getsockopt(SO_PEERCRED)` of a socket that has connected to a listening one: the user who listens.
+pub(crate) fn listener(socket: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    credentials(socket).filter(|[_, uid, _]| *uid != u32::MAX).map(|[pid, uid, _]| (pid, uid))
 }
 
 /// `exit_group(2)`.

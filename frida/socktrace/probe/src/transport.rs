@@ -2,6 +2,7 @@
 //!
 //! By `dgram` and `stream` a frame goes out on one socket; by `shm` into a ring that the server reads.
 
+mod limits;
 mod lock;
 mod outbox;
 mod own;
@@ -10,10 +11,10 @@ mod socket;
 mod stall;
 mod unfinished;
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::params::{self, Complaint, Transport};
-use crate::stack;
+use crate::{aside, clock, stack, strict};
 
 pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
 pub(crate) use socket::{MAX_CHUNK, chunk, session};
@@ -29,14 +30,42 @@ pub(crate) enum Undelivered {
     Full,
     /// The program unmapped the bytes before they were copied.
     Unmapped,
+    /// Another user listens at the server's path.
+    Stranger,
+}
+
+/// The transport that is used, which need not be the one that is asked for: the limits of the program may leave no room for a
+/// ring.
+static IN_USE: AtomicU8 = AtomicU8::new(Transport::Dgram as u8);
+
+#[inline]
+fn in_use() -> Transport {
+    match IN_USE.load(Ordering::Relaxed) {
+        kind if kind == Transport::Shm as u8 => Transport::Shm,
+        kind if kind == Transport::Stream as u8 => Transport::Stream,
+        _ => Transport::Dgram,
+    }
+}
+
+fn set_in_use(transport: Transport) {
+    IN_USE.store(transport as u8, Ordering::Relaxed);
 }
 
 pub(crate) fn init() -> Result<(), Complaint> {
-    match params::get().transport {
-        Transport::Dgram => Ok(()),
-        Transport::Stream => outbox::init(),
-        Transport::Shm => shared::init(),
+    aside::init()?;
+    let asked_for = params::get().transport;
+    set_in_use(asked_for);
+    own::set_starting(true);
+    if asked_for == Transport::Shm && !shared::init() {
+        set_in_use(Transport::Stream);
     }
+    let ready = if in_use() == Transport::Stream { outbox::init() } else { Ok(()) };
+    if in_use() != Transport::Shm {
+        // Now, while nobody sees which number the socket has for a moment. A server that is not there yet is looked for again.
+        let _ = socket::reach(clock::now_ns());
+    }
+    own::set_starting(false);
+    ready
 }
 
 /// Closes what is ours. A thread in the middle of a send finds it gone.
@@ -47,6 +76,7 @@ pub(crate) fn stop() {
 
 /// A forked child begins: the number under which it has announced itself to the server, if it had to.
 pub(crate) fn after_fork() -> Option<u64> {
+    aside::after_fork();
     lock::after_fork();
     unfinished::after_fork();
     stall::end();
@@ -86,9 +116,12 @@ pub(crate) enum Link {
 /// costs one system call in a while.
 #[inline]
 pub(crate) fn reach(now_ns: u64) -> Result<Link, Undelivered> {
-    if params::get().transport == Transport::Shm {
+    if in_use() == Transport::Shm {
         shared::look_after(now_ns);
         return Ok(Link::Ring);
+    }
+    if strict::is_in_force() {
+        return Err(Undelivered::Absent);
     }
     socket::reach(now_ns).map(Link::Socket)
 }
@@ -98,7 +131,7 @@ pub(crate) fn reach(now_ns: u64) -> Result<Link, Undelivered> {
 pub(crate) fn send(link: &Link, frame: &[&[u8]], from: Writing, now_ns: u64) -> Result<(), Undelivered> {
     match link {
         Link::Ring => shared::ring().map_or(Err(Undelivered::Absent), |ring| ring.put(frame, from)),
-        Link::Socket(socket) => socket::send(socket, frame, now_ns),
+        Link::Socket(socket) => socket::send(*socket, frame, now_ns),
     }
 }
 
@@ -124,7 +157,7 @@ pub(crate) fn distrust() {
 /// Whether not every call's descriptor is, or was, looked at.
 #[inline]
 pub(crate) fn may_mistake() -> bool {
-    params::get().transport == Transport::Shm
+    in_use() == Transport::Shm
 }
 
 /// Whether a descriptor is ours and not the program's, for which it is closed.

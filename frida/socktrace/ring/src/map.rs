@@ -5,10 +5,11 @@ use core::ptr::null_mut;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::{Errno, Result};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munlock, munmap};
 
 use crate::{Memory, PAGE_LEN, is_ring_len};
 
+const NAME: &core::ffi::CStr = c"socktrace-ring";
 /// What keeps a writer from taking the memory away under a reader.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
@@ -21,7 +22,12 @@ pub fn create(ring_len: usize) -> Result<(OwnedFd, Memory)> {
     if !is_ring_len(ring_len) {
         return Err(Errno::INVAL);
     }
-    let fd = memfd_create(c"socktrace-ring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // What nobody may execute may be had everywhere (sysctl vm.memfd_noexec), from Linux 6.3 on.
+    let fd = match memfd_create(NAME, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(NAME, flags),
+        made => made,
+    }?;
     ftruncate(&fd, (PAGE_LEN + ring_len) as u64)?;
     fcntl_add_seals(&fd, SEALS | SealFlags::SEAL)?;
     // SAFETY: sealed.
@@ -94,8 +100,14 @@ unsafe fn map_at_length(fd: BorrowedFd<'_>, ring_len: usize) -> Result<Memory> {
         let mapped = mmap(base, once, protection, fixed, fd, 0)
             .and_then(|_| mmap(again, ring_len, protection, fixed, fd, PAGE_LEN as u64))
             .and_then(|_| Memory::new(base.cast(), ring_len).ok_or(Errno::INVAL));
-        if mapped.is_err() {
-            let _ = munmap(base, twice);
+        match mapped {
+            // Not to be locked with what the program locks (mlockall(2), MCL_FUTURE): it is not the program's.
+            Ok(_) => {
+                let _ = munlock(base, twice);
+            }
+            Err(_) => {
+                let _ = munmap(base, twice);
+            }
         }
         mapped
     }

@@ -71,7 +71,7 @@ pub struct Words {
     _to_128: [u64; 6],
     /// Up to where everything was read and is on record.
     pub(super) head: AtomicU64,
-    /// 1 while the reader sleeps and asks to be woken.
+    /// 1 while the reader sleeps and asks to be woken, by futex(2) or by its socket.
     pub sleeps: AtomicU32,
     /// Counts the times that there was new room; writers wait for it (futex(2)).
     pub room: AtomicU32,
@@ -81,7 +81,12 @@ pub struct Words {
     pub stopped: AtomicU32,
     /// Whether the writers' process ids are those that the reader sees: one of the values in [`numbers`].
     pub numbers: AtomicU32,
-    _to_192: [u32; 9],
+    /// 1 when the writers hold a lock (flock(2)) on another open file description of the memory than the reader was given:
+    /// as long as it is held, there are writers, whether or not they are connected.
+    pub locked: AtomicU32,
+    /// 1 since a reader that goes by this lock, and can be woken by futex(2) at `sleeps`, has taken the ring.
+    pub taken: AtomicU32,
+    _to_192: [u32; 7],
     /// Events that were not recorded and that no frame has told yet.
     pub lost_events: AtomicU64,
     /// Their bytes.

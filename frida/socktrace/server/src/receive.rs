@@ -163,7 +163,7 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
             None => stuck.then_some(RETRY_FLUSH),
         };
         let look_in = rings.look_in();
-        is_last = !from.take(&mut arrived, flush_in.into_iter().chain(look_in).min());
+        is_last = !from.take(&mut arrived, flush_in.into_iter().chain(look_in).min(), &rings.sleeping());
         let mut is_idle = arrived.is_empty();
         for (part, bytes) in arrived.iter_mut() {
             let (sender, pid) = (part.sender.unwrap_or(Sender::UNKNOWN), part.sender.map(|sender| sender.pid));

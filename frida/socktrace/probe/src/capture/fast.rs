@@ -6,6 +6,7 @@
 use gttr::{DATA_VALUES_LEN, DataValues, Direction, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, HEADER_LEN, Header};
 
 use super::{Call, IoVec};
+use crate::clock;
 use crate::connection::{Kind, SOCK_STREAM};
 use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, count_loss, has_losses};
@@ -19,7 +20,7 @@ const CALL_TAG: u8 = 5;
 const ENTERED_TAG: u8 = 27;
 
 impl Call {
-    /// Reports bytes that were moved by `now`, if this is such a call; whether it was.
+    /// Reports bytes that were moved by `now` (CLOCK_MONOTONIC), if this is such a call; whether it was.
     #[inline(never)]
     pub(super) fn report_fast(&self, direction: Direction, total: u64, buffer: IoVec, now: u64) -> bool {
         let Slot::Traced(handle) = self.slot() else { return false };
@@ -33,13 +34,16 @@ impl Call {
             return false;
         }
         let who = process::who();
-        let is_overdue = || descriptors::is_check_due(self.fd, now, transport::check_interval_ns());
+        let ahead_ns = clock::ahead_ns(now);
+        let now_ns = now.wrapping_add(ahead_ns);
+        let is_overdue = || descriptors::is_check_due(self.fd, now_ns, transport::check_interval_ns());
         if who.is_guest || !process::is_confined() && is_overdue() {
             return false;
         }
         let is_sent = direction == Direction::Out;
-        let (seq, ts_ns) = process::number(&who, if is_sent { self.entered_ns } else { now });
-        let is_late = ts_ns != if is_sent { self.entered_ns } else { now };
+        let happened_ns = if is_sent { self.entered_ns.wrapping_add(ahead_ns) } else { now_ns };
+        let (seq, ts_ns) = process::number(&who, happened_ns);
+        let is_late = ts_ns != happened_ns;
         let entered_len = if is_late { VALUE_HEAD_LEN + size_of::<u64>() } else { 0 };
         let offset = connection.add_moved(direction, total);
         // At most MAX_CHUNK.
@@ -47,7 +51,7 @@ impl Call {
         let ext_len = DATA_VALUES_LEN + VALUE_HEAD_LEN + self.name.len() + entered_len;
         let names_len = description.path.as_bytes().len() + description.id.as_bytes().len();
         let len = HEADER_LEN + names_len + payload_len + ext_len;
-        match ring.begin(len, Writing { tid: who.tid, call: self.on_stack(), may_be_gone: false }, now) {
+        match ring.begin(len, Writing { tid: who.tid, call: self.on_stack(), may_be_gone: false }, now_ns) {
             Ok(mut record) => {
                 // What the frame is made of is looked up from here on, rather than kept on the stack meanwhile.
                 let (call, description, ts_ns) = (afresh(self), afresh(connection).description(), afresh_number(ts_ns));
@@ -78,7 +82,8 @@ impl Call {
                 record.push(name);
                 if is_late {
                     record.push_array([ENTERED_TAG, 0, 8, 0]);
-                    record.push_array(call.entered_ns.to_le_bytes());
+                    let entered_ns = call.entered_ns.wrapping_add(clock::ahead_ns(now));
+                    record.push_array(entered_ns.to_le_bytes());
                 }
                 record.commit();
             }

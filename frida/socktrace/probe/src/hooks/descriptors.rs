@@ -18,8 +18,8 @@ type Nothing = ();
 hooks! {
     fn close[CLOSE](fd: c_int) -> c_int |libc| {
         if transport::is_own(fd) {
-            // The program opened nothing under this number, and hears what it would without us.
-            return control::fail_with_ebadf();
+            // It has found it somewhere (/proc/self/fd), and hears what it would of one of its own. We go on.
+            return 0;
         }
         let slot = calls::before_close(fd);
         let result = libc(fd);

@@ -4,7 +4,7 @@ use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 
 use super::hooks;
 use crate::exec::Call;
-use crate::{calls, control, exec, guest, process, transport};
+use crate::{calls, clock, control, exec, guest, process, strict, transport};
 
 /// The result of a function that has none.
 type Nothing = ();
@@ -113,9 +113,18 @@ hooks! {
 
     /// Every register passed through: how many arguments there are depends on the first.
     fn prctl[PRCTL](operation: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int |libc| {
+        const PR_SET_TSC: c_int = 26;
+        const SECCOMP_MODE_STRICT: c_ulong = 1;
+        const PR_TSC_SIGSEGV: c_ulong = 2;
         if operation == calls::PR_SET_SECCOMP {
             calls::before_filter();
             exec::before_filter();
+        }
+        if operation == calls::PR_SET_SECCOMP && a == SECCOMP_MODE_STRICT {
+            return strict::around(|| libc(operation, a, b, c, d));
+        }
+        if operation == PR_SET_TSC && a == PR_TSC_SIGSEGV {
+            clock::forget_counter();
         }
         let result = libc(operation, a, b, c, d);
         calls::prctl(result, operation);

@@ -3,7 +3,7 @@
 use core::ffi::{c_int, c_long, c_ulong, c_void};
 
 use super::{Functions, Hook, Syscall, dispatch, export, libc_function, number, slot};
-use crate::{calls, control, exec, guest, process, transport};
+use crate::{calls, control, exec, guest, process, strict, transport};
 
 static FUNCTIONS: Functions = Functions::new();
 
@@ -46,9 +46,13 @@ unsafe extern "C-unwind" fn syscall<const N: usize>(
         if matches!(number, number::CLONE | number::VFORK | number::CLONE3) {
             guest::be_wary();
         }
+        const SECCOMP_SET_MODE_STRICT: c_ulong = 0;
         if number == number::SECCOMP {
             calls::before_filter();
             exec::before_filter();
+            if a == SECCOMP_SET_MODE_STRICT {
+                return strict::around(|| libc(number, a, b, c, d, e, f));
+            }
         }
         let result = libc(number, a, b, c, d, e, f);
         // seccomp(2) has no function of its own in libc.

@@ -35,7 +35,7 @@ pub(super) fn take() -> Result<Turn, Undelivered> {
             break;
         }
         let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left as _ };
-        let _ = futex::wait(&STATE, futex::Flags::PRIVATE, AWAITED, Some(&timeout));
+        let _ = stall::waiting(|| futex::wait(&STATE, futex::Flags::PRIVATE, AWAITED, Some(&timeout)));
         state = STATE.compare_exchange(FREE, AWAITED, Ordering::Acquire, Ordering::Relaxed);
     }
     Ok(Turn { signals })

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use rustix::fd::BorrowedFd;
 
-use super::socket::{FRAME_OVERHEAD, Failure, MAX_CHUNK, OWN, failure, send_once};
+use super::socket::{FRAME_OVERHEAD, Failure, MAX_CHUNK, disconnected, failure, send_once};
 use super::{Undelivered, lock, stall};
 use crate::params::{self, Complaint};
 use crate::sys::copy_if_there;
@@ -43,12 +43,13 @@ pub(super) fn send(fd: BorrowedFd<'_>, frame: &[&[u8]]) -> Result<(), Undelivere
     if sent < total {
         if !keep_rest(frame, sent) {
             // The server has the beginning of a frame that has no end: it hears of that by the stream's.
-            OWN.close();
+            disconnected();
             return Err(Undelivered::Unmapped);
         }
         // A stall here loses nothing: the rest is kept.
         let _ = finish_begun(fd);
     }
+    stall::went_through(fd);
     Ok(())
 }
 
@@ -58,8 +59,7 @@ fn again(fd: BorrowedFd<'_>, failure: Failure) -> Result<(), Undelivered> {
         Failure::Full => stall::wait_for_room(fd),
         Failure::Unmapped => Err(Undelivered::Unmapped),
         Failure::Gone => {
-            clear();
-            OWN.close();
+            disconnected();
             Err(Undelivered::Absent)
         }
     }
@@ -75,7 +75,6 @@ fn finish_begun(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
         let rest = unsafe { core::slice::from_raw_parts(BYTES.load(Ordering::Acquire).add(from), left) };
         match send_once(fd, &[rest]) {
             Ok(sent) => {
-                stall::end();
                 FROM.store(from + sent, Ordering::Relaxed);
                 LEFT.store(left - sent, Ordering::Relaxed);
             }

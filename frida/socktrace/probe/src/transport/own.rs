@@ -5,21 +5,37 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use rustix::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Resource, getrlimit};
 
-use crate::process;
-use crate::sys::{hold_off_signals, set_signal_mask};
+use crate::sys::{hold_off_signals, is_under_valgrind, set_signal_mask};
+use crate::{aside, process};
 
-/// The highest number asked for below the program's limit, and the lowest above it. High, to be out of the way of
-/// programs that number theirs; no higher, because the kernel's table of descriptors is copied by fork as far as the
-/// highest one.
+/// The lowest number that one of ours may have. High, to be out of the way of programs that number theirs; no higher,
+/// because the kernel's table of descriptors is copied by fork as far as the highest one.
 const HIGH_FD: u64 = 1000;
-/// The highest limit to go above, for the same reason.
+/// The highest limit that ours are above, for the same reason. With a higher one they are in the midst of the numbers that
+/// a program may have, where few come.
 const HIGHEST_LIMIT: u64 = 4096;
 /// Numbers above the limit among which one is looked for.
 const ROOM: u64 = 64;
-/// Whether a thread has raised the limit for a moment: a second one would take the raised limit for the program's.
-static IS_RAISED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the probe is being started. A preloaded one is alone then; with Frida, there are Frida's threads and
+/// descriptors, too.
+static IS_STARTING: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn set_starting(is_starting: bool) {
+    IS_STARTING.store(is_starting, Ordering::Relaxed);
+}
+
+/// Whether a number can be taken for a moment and nobody sees it.
+fn is_unseen() -> bool {
+    IS_STARTING.load(Ordering::Relaxed) || aside::is_alone()
+}
+
+/// Does something that takes descriptors for a moment: aside, or here if that cannot be and nobody sees it.
+pub(super) fn out_of_sight<R>(task: impl Fn() -> R) -> Option<R> {
+    aside::aside(&task).or_else(|| is_unseen().then(task))
+}
 
 /// One of our descriptors.
 pub(super) struct Own {
@@ -27,6 +43,15 @@ pub(super) struct Own {
     fd: AtomicI32,
     /// Inode number of what it leads to.
     inode: AtomicU64,
+}
+
+/// Why a descriptor could not be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotKept {
+    /// It could not be made.
+    NotMade(Errno),
+    /// There is no number for it that the program could not have.
+    NoNumber,
 }
 
 impl Own {
@@ -58,14 +83,28 @@ impl Own {
         (process::is_confined() || rustix::fs::fstat(borrowed).is_ok_and(is_ours)).then_some(borrowed)
     }
 
-    /// Takes a descriptor in, under a high number if there is one to be had.
-    pub(super) fn keep(&self, fd: OwnedFd) -> rustix::io::Result<BorrowedFd<'static>> {
-        let inode = rustix::fs::fstat(&fd)?.st_ino;
-        // SAFETY: `fd` is open; only its number is remembered below.
-        let number = match move_high(unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }, -1) {
-            Ok(high) => high.into_raw_fd(),
-            Err(_) => fd.into_raw_fd(),
+    /// Takes in the descriptor that `make` gives, under a number that the program cannot have.
+    ///
+    /// `make` gives the lowest number that is free, for a moment. So it is called only where nobody can see that: when the
+    /// probe is started, and in a process that has one thread.
+    pub(super) fn keep(
+        &self,
+        make: impl FnOnce() -> rustix::io::Result<OwnedFd>,
+    ) -> Result<BorrowedFd<'static>, NotKept> {
+        if !is_unseen() {
+            return Err(NotKept::NoNumber);
+        }
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let made = if limit > HIGHEST_LIMIT || is_under_valgrind() {
+            let signals = hold_off_signals();
+            let made = keep_at(HIGH_FD.min(limit.saturating_sub(ROOM)), make);
+            set_signal_mask(signals);
+            made
+        } else {
+            let lowest = limit.max(HIGH_FD);
+            aside::with_limit(lowest + ROOM, || keep_at(lowest, make)).unwrap_or(Err(NotKept::NoNumber))
         };
+        let (number, inode) = made?;
         self.inode.store(inode, Ordering::Relaxed);
         self.fd.store(number, Ordering::Release);
         // SAFETY: open, and ours until `fd` says otherwise.
@@ -93,69 +132,23 @@ impl Own {
             return;
         }
         let Some(old) = self.current() else { return };
-        if let Ok(elsewhere) = move_high(old, fd) {
-            self.fd.store(elsewhere.into_raw_fd(), Ordering::Relaxed);
-            // The old number stays open for dup2 to close: freeing it first would let another thread have it.
-        } else {
-            self.fd.store(-1, Ordering::Relaxed);
+        // At a number that its limit does not allow the program gets EBADF, with us or without.
+        if getrlimit(Resource::Nofile).current.is_some_and(|limit| u64::from(fd.cast_unsigned()) >= limit) {
+            return;
         }
-    }
-}
-
-/// A second descriptor for what is ours, high and other than `avoid`.
-fn move_high(fd: BorrowedFd<'_>, avoid: i32) -> rustix::io::Result<OwnedFd> {
-    if !process::is_confined()
-        && let Ok(above) = move_above_limit(fd)
-    {
-        return Ok(above);
-    }
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    // Within the range by the bound above.
-    let highest = limit.min(HIGH_FD) as i32;
-    let mut result = Err(Errno::MFILE);
-    for below in [16, 64, 256] {
-        let min = highest.saturating_sub(below);
-        if min > 2 && min != avoid {
-            result = rustix::io::fcntl_dupfd_cloexec(fd, min);
-            if result.is_ok() {
-                break;
-            }
+        match rustix::io::fcntl_dupfd_cloexec(old, fd.saturating_add(1)) {
+            Ok(elsewhere) => self.fd.store(elsewhere.into_raw_fd(), Ordering::Relaxed),
+            Err(_) => self.fd.store(-1, Ordering::Relaxed),
         }
+        // The old number stays open for dup2 to close: freeing it first would let another thread have it.
     }
-    result
 }
 
-/// A second descriptor with a number that the program cannot have: not below its limit, which is raised for the moment
-/// of the call only (getrlimit(2): descriptors stay open whatever the limit is). So it takes none of the program's
-/// numbers, and one that asks what is open under each does not come across it.
-fn move_above_limit(fd: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
-    if IS_RAISED.swap(true, Ordering::Acquire) {
-        return Err(Errno::MFILE);
-    }
-    // A handler could leave us by a jump, or fork.
-    let signals = hold_off_signals();
-    let result = with_raised_limit(|number| rustix::io::fcntl_dupfd_cloexec(fd, number));
-    set_signal_mask(signals);
-    IS_RAISED.store(false, Ordering::Release);
-    result
-}
-
-/// `action` is given a number that the program's limit does not allow, and may use it and some above.
-fn with_raised_limit<T>(action: impl FnOnce(i32) -> rustix::io::Result<T>) -> rustix::io::Result<T> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let limit = current.filter(|&limit| limit <= HIGHEST_LIMIT).ok_or(Errno::MFILE)?;
-    let number = limit.max(HIGH_FD);
-    let raised = Rlimit { current: Some(number + ROOM), maximum };
-    if maximum.is_some_and(|maximum| maximum < number + ROOM) {
-        return Err(Errno::MFILE);
-    }
-    prlimit(None, Resource::Nofile, raised)?;
-    // Within the range by the bounds above.
-    let result = action(number as i32);
-    let found = prlimit(None, Resource::Nofile, Rlimit { current, maximum })?;
-    if found != raised {
-        // Another thread has set it meanwhile.
-        prlimit(None, Resource::Nofile, found)?;
-    }
-    result
+/// The descriptor that `make` gives, as one that has at least this number; with its inode number.
+fn keep_at(lowest: u64, make: impl FnOnce() -> rustix::io::Result<OwnedFd>) -> Result<(i32, u64), NotKept> {
+    let low = make().map_err(NotKept::NotMade)?;
+    let stat = rustix::fs::fstat(&low).map_err(NotKept::NotMade)?;
+    // Within the range by HIGHEST_LIMIT and HIGH_FD.
+    let high = rustix::io::fcntl_dupfd_cloexec(&low, lowest as i32).map_err(|_| NotKept::NoNumber)?;
+    Ok((high.into_raw_fd(), stat.st_ino))
 }

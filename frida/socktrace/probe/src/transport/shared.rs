@@ -1,35 +1,43 @@
 //! The ring: frames in memory that the server reads (docs/gttr.md, "Rings").
 //!
 //! A frame costs no system call, except now and then: to wake a reader that sleeps, to see whether it is still there,
-//! and to wait for room where the parameters ask for that.
+//! and to wait for room where the parameters ask for that. What takes descriptors is done aside; the only one that is
+//! kept is the ring's memfd, for a server that is started anew.
 
+use core::fmt::Write as _;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use gttr::{Ext, ExtWriter, Frame, FrameType};
-use rustix::fd::BorrowedFd;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statat};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_type;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec};
-use socktrace_ring::{Full, Record, Writer, create, numbers};
+use socktrace_ring::{Full, Memory, Record, Words, Writer, create, is_ring_len, numbers, unmap};
 
-use super::own::Own;
+use super::own::{NotKept, Own, out_of_sight};
+use super::stall::Waited;
 use super::unfinished::Unfinished;
-use super::{Undelivered, socket, stall};
+use super::{Undelivered, limits, socket};
+use crate::aside::aside;
 use crate::clock::{monotonic_ns, now_ns};
-use crate::params::{self, Complaint, OnFull};
-use crate::sys::copy_if_there;
-use crate::{process, stack};
+use crate::name::Text;
+use crate::params::{self, OnFull};
+use crate::sys::{copy_if_there, fetch, listener};
+use crate::{peer, process, stack};
 
-/// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long, and it is
-/// one system call in as much time.
+/// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long.
 const LOOK_NS: u64 = 100_000_000;
+/// How often a server that has not taken the ring is told of it again, in nanoseconds: it may not go by the lock, and give
+/// up a ring that nobody is connected for (docs/gttr.md, "Announcing").
+const TELL_NS: u64 = 2_000_000_000;
 /// How long a wait for room is at a time, in nanoseconds. The server wakes whoever waits, so this is for one that was
 /// killed meanwhile.
 const WAIT_NS: u64 = 10_000_000;
-/// How long a server that has no room for another agent is waited for at the end, whatever the parameters say.
+/// How long a server that has no room for another agent, or that may just be starting, is waited for at the end, whatever the
+/// parameters say.
 const BUSY_NS: u64 = 100_000_000;
 /// From so many bytes on, a payload may lie in memory of its own, which whoever received it in the same process may have
 /// unmapped already: allocators map large buffers and unmap them when they are freed. A system call for the copy then costs
@@ -42,35 +50,95 @@ const PID_SHIFT: u32 = 40;
 /// Bytes of the longest frame that is sent by the socket instead.
 const MAX_NOTE_LEN: usize = 128;
 
-/// The memfd of the ring, to be handed to the next server.
+/// The memfd of the ring, to be handed to the next server; none where there is no number for it.
 pub(super) static OWN: Own = Own::none();
 /// The ring; null until it is made.
 static WRITER: AtomicPtr<Writer> = AtomicPtr::new(core::ptr::null_mut());
 /// When the server was last looked for, nanoseconds.
 static LOOKED_NS: AtomicU64 = AtomicU64::new(0);
-/// When the ring was first found full since there was room (CLOCK_MONOTONIC, nanoseconds); 0: there is room.
-static FULL_SINCE_NS: AtomicU64 = AtomicU64::new(0);
+/// Up to where the ring had been read then.
+static HEAD: AtomicU64 = AtomicU64::new(0);
+/// The server that was told of the ring last, as [`identity`] has it; 0: none was.
+static SERVER: AtomicU64 = AtomicU64::new(0);
+/// When it was told, nanoseconds.
+static TOLD_NS: AtomicU64 = AtomicU64::new(0);
+/// How long room was waited for since the ring was read as far as [`WAITED_AT`].
+static WAITED: Waited = Waited::nothing();
+static WAITED_AT: AtomicU64 = AtomicU64::new(0);
 
-pub(super) fn init() -> Result<(), Complaint> {
-    make()?;
+/// Makes the ring, if the limits of the program leave room for one; whether they do.
+pub(super) fn init() -> bool {
+    if !begin() {
+        return false;
+    }
     socket::begin_session();
-    // A server that is not there yet is looked for again.
-    let _ = wake();
-    Ok(())
+    true
 }
 
-/// Makes a ring, and no other is written to from here on.
-fn make() -> Result<(), Complaint> {
-    let (fd, memory) = create(params::get().ring_bytes as usize)
-        .map_err(|_| "ring_bytes: no memory for a ring of this length in this process")?;
-    let at = params::map(size_of::<Writer>())?.cast::<Writer>();
-    // In a forked child, that of the parent's ring.
-    OWN.close();
-    OWN.keep(fd).map_err(|_| "no descriptor left for the ring")?;
+/// Makes a ring, and no other is written to from here on; whether it could be.
+fn begin() -> bool {
+    let Some(mut len) = limits::ring_len(params::get().ring_bytes as usize) else { return false };
+    let Ok(at) = params::map(size_of::<Writer>()) else { return false };
+    let memory = loop {
+        match make(len) {
+            Ok(memory) => break memory,
+            // There is less than there seems to be.
+            Err(_) if is_ring_len(len / 2) => len /= 2,
+            Err(_) => return false,
+        }
+    };
+    let at = at.cast::<Writer>();
     // SAFETY: mapped for this, large enough, page-aligned and ours alone.
     unsafe { at.write(Writer::new(memory)) };
     WRITER.store(at, Ordering::Release);
-    Ok(())
+    true
+}
+
+/// Makes a ring and tells the server of it. Its memfd is kept if there is a number for it; if there is none, there is a ring
+/// only if the server has it by now.
+fn make(len: usize) -> Result<Memory, Errno> {
+    let mut made = None;
+    let kept = OWN.keep(|| {
+        let (fd, memory) = create(len)?;
+        made = Some(memory);
+        lock(&fd, &memory);
+        Ok(fd)
+    });
+    match (kept, made) {
+        (Ok(_), Some(memory)) => {
+            // A server that is not there yet is looked for again.
+            let _ = see_to_server(memory.words(), None);
+            Ok(memory)
+        }
+        (Err(NotKept::NotMade(errno)), _) => Err(errno),
+        (_, made) => {
+            if let Some(memory) = made {
+                // SAFETY: nobody has seen it.
+                unsafe { unmap(memory) };
+            }
+            let made = aside(|| {
+                let (fd, memory) = create(len)?;
+                lock(&fd, &memory);
+                let again = open_again("/proc/thread-self", fd.as_raw_fd());
+                let told = tell(Some(again.as_ref().unwrap_or(&fd)), memory.words(), None);
+                if told.is_err() {
+                    // SAFETY: as above.
+                    unsafe { unmap(memory) };
+                }
+                told.map(|()| memory)
+            });
+            made.unwrap_or(Err(Errno::MFILE))
+        }
+    }
+}
+
+/// Has the memory be locked for as long as anybody has it mapped through this descriptor (flock(2)): the server, which is
+/// given another one, sees by that whether there are writers.
+fn lock(fd: &OwnedFd, memory: &Memory) {
+    // Where there can be no other one, the server would find the lock to be its own.
+    let has_other = open_again("/proc/thread-self", fd.as_raw_fd()).is_some();
+    let is_locked = has_other && flock(fd, FlockOperation::NonBlockingLockExclusive).is_ok();
+    memory.words().locked.store(u32::from(is_locked), Ordering::Relaxed);
 }
 
 /// A forked child begins, which shares its parent's ring: the number under which it has announced itself, if it has.
@@ -84,34 +152,33 @@ pub(super) fn after_fork() -> Option<u64> {
     }
     // The first process of a pid namespace, say: process 1 of another one may write to the parent's ring as well.
     if process::parent() == 0 {
-        if make().is_ok() {
-            // The server takes a ring for one that is written to as long as the connection lasts that it came by.
-            socket::OWN.close();
-        }
+        OWN.close();
+        begin();
     } else if is_known_by_number(writer) {
         return None;
     }
-    let memory = OWN.current()?;
+    let words = self::writer()?.memory().words();
     let number = announcement(process::own_pid());
-    let is_told = match socket::OWN.current() {
-        Some(fd) => tell(fd, memory, number).is_ok(),
-        None => false,
-    };
-    if !is_told {
-        socket::OWN.close();
-        announce(memory, Some(number)).ok()?;
+    let started_ns = monotonic_ns();
+    loop {
+        match see_to_server(words, Some(number)) {
+            Ok(()) => return Some(number),
+            // A server that has no room for another connection now is waited for, but not for long.
+            Err(Errno::AGAIN) if monotonic_ns() - started_ns < BUSY_NS => pause(WAIT_NS),
+            Err(_) => return None,
+        }
     }
-    Some(number)
 }
 
 /// A vforked child does the same before its first frame, as far as it can without changing what is its parent's.
 pub(super) fn announce_guest(pid: u32) -> Option<u64> {
-    if process::is_confined() || is_known_by_number(writer()?) && process::parent() != 0 {
+    let writer = writer()?;
+    if process::is_confined() || is_known_by_number(writer) && process::parent() != 0 {
         return None;
     }
-    let number = announcement(pid);
-    note(socket::OWN.if_there()?, ANNOUNCE, Some(OWN.if_there()?), Some(number)).ok()?;
-    Some(number)
+    let (fd, number) = (OWN.if_there()?.as_raw_fd(), announcement(pid));
+    let told = aside(|| tell(open_or_fetch(fd).as_ref(), writer.memory().words(), Some(number)));
+    told?.ok().map(|()| number)
 }
 
 /// Whether the server sees the writers of the ring under the numbers that they see themselves.
@@ -124,15 +191,10 @@ fn announcement(pid: u32) -> u64 {
     now_ns() ^ u64::from(pid) << PID_SHIFT
 }
 
-/// Announces this process on a connection; a server that does not read is waited for as in a stall.
-fn tell(fd: BorrowedFd<'_>, memory: BorrowedFd<'_>, number: u64) -> Result<(), Errno> {
-    loop {
-        match note(fd, ANNOUNCE, Some(memory), Some(number)) {
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN | Errno::NOBUFS) if stall::wait_for_room(fd).is_ok() => {}
-            told => return told.inspect(|()| stall::end()),
-        }
-    }
+fn pause(ns: u64) {
+    let pause = Timespec { tv_sec: 0, tv_nsec: ns as _ };
+    // A signal makes it shorter.
+    let _ = rustix::thread::clock_nanosleep_relative(ClockId::Monotonic, &pause);
 }
 
 /// The ring stays mapped, for threads that are in the middle of a frame; the server reads it to its end.
@@ -164,61 +226,101 @@ fn look(writer: &Writer, now_ns: u64, looked: u64) {
     if process::is_confined() || process::who().is_guest {
         return;
     }
-    writer.memory().words().sleeps.store(0, Ordering::Relaxed);
+    let words = writer.memory().words();
+    let is_deaf = words.sleeps.load(Ordering::Relaxed) != 0 && !wake(words);
+    let is_time = now_ns.wrapping_sub(looked) >= LOOK_NS;
     // One thread does.
-    if LOOKED_NS.compare_exchange(looked, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-        let _ = stack::on_own(wake);
+    if !is_time && !is_deaf || LOOKED_NS.compare_exchange(looked, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_err()
+    {
+        return;
+    }
+    // A server that is there has read something since, or there was nothing to be read.
+    let head = words.head_position();
+    let is_stuck = HEAD.swap(head, Ordering::Relaxed) == head && words.tail_position() != head;
+    if SERVER.load(Ordering::Relaxed) == 0 || is_time && is_stuck || is_deaf {
+        let _ = stack::on_own(|| see_to_server(words, None));
     }
 }
 
-/// Makes the server look at its rings, or hands the ring to the one that there is now.
+/// Wakes a server that says that it sleeps; whether one does.
+fn wake(words: &Words) -> bool {
+    words.sleeps.store(0, Ordering::SeqCst);
+    futex::wake(&words.sleeps, futex::Flags::empty(), 1).is_ok_and(|woken| woken > 0)
+}
+
+/// Sees whether the server has the ring that was told of it, and tells the one that there is now.
 ///
 /// # Errors
 ///
-/// No server has the ring: those of connect(2) and sendmsg(2).
-fn wake() -> Result<(), Errno> {
-    let Some(memory) = OWN.current() else { return Ok(()) };
-    let Some(fd) = socket::OWN.current() else { return announce(memory, None) };
-    // A server of datagrams does not know who is still there: it is told with each.
-    let is_stream = socket_type(fd) == Ok(SocketType::STREAM);
-    match note(fd, b"wake", (!is_stream).then_some(memory), None) {
-        // One that has not read the last one yet is awake, or will be.
-        Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok(()),
-        Err(_) => {
-            socket::OWN.close();
-            announce(memory, None)
-        }
-    }
+/// No server has the ring: those of connect(2) and sendmsg(2), EPERM if who listens is a stranger.
+fn see_to_server(words: &Words, number: Option<u64>) -> Result<(), Errno> {
+    let held = OWN.number().and_then(|_| OWN.current()).map(|fd| fd.as_raw_fd());
+    let task = || tell(held.and_then(open_or_fetch).as_ref(), words, number);
+    out_of_sight(task).unwrap_or(Err(Errno::MFILE))
 }
 
-/// Hands the ring to the server, by whichever type of socket it has. After an error a later look tries again.
-fn announce(memory: BorrowedFd<'_>, number: Option<u64>) -> Result<(), Errno> {
+/// The ring's memory in the table of a thread that has its own, by the number that it has in the process's.
+fn open_or_fetch(fd: i32) -> Option<OwnedFd> {
+    // Without a /proc, the very one has to do.
+    open_again("/proc/self", fd).or_else(|| fetch(fd).ok())
+}
+
+/// The ring's memory by a descriptor of its own, which leads to another open file description: the one that is locked
+/// stays ours. `whose` is where /proc has who has the ring's.
+fn open_again(whose: &str, fd: i32) -> Option<OwnedFd> {
+    let mut path = Text::<64>::new();
+    let _ = write!(path, "{whose}/fd/{fd}");
+    openat(CWD, path.as_c_str()?, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+/// Connects to the server and hands it the ring, unless it is the one that has it and there is no number to be told. Out of
+/// the program's sight.
+fn tell(memory: Option<&OwnedFd>, words: &Words, number: Option<u64>) -> Result<(), Errno> {
     let socket = match socket::open(SocketType::STREAM) {
         Err(Errno::PROTOTYPE) => socket::open(SocketType::DGRAM),
         other => other,
     }?;
-    let fd = socket::OWN.keep(socket)?;
-    note(fd, ANNOUNCE, Some(memory), number).inspect_err(|_| socket::OWN.close())
+    let (server, now_ns) = (identity(&socket), monotonic_ns());
+    let is_same = number.is_none() && server == SERVER.load(Ordering::Relaxed);
+    let is_taken = words.taken.load(Ordering::Relaxed) != 0;
+    if is_same && (is_taken || now_ns - TOLD_NS.load(Ordering::Relaxed) < TELL_NS) {
+        return Ok(());
+    }
+    note(socket.as_fd(), memory.ok_or(Errno::BADF)?.as_fd(), number)?;
+    TOLD_NS.store(now_ns, Ordering::Relaxed);
+    SERVER.store(server, Ordering::Relaxed);
+    Ok(())
 }
 
-/// Sends a frame about the ring, and about the process that sends it if there is a number.
-fn note(fd: BorrowedFd<'_>, text: &[u8], memory: Option<BorrowedFd<'_>>, number: Option<u64>) -> Result<(), Errno> {
+/// Which server a socket is connected to, as a number that another one hardly has: by its process, and by its socket's
+/// file. Never 0.
+fn identity(socket: &OwnedFd) -> u64 {
+    let process = listener(socket.as_fd()).map_or(0, |(pid, _)| u64::from(pid));
+    let file = match params::get().out_socket_path {
+        [b'@', ..] if process == 0 => fstat(socket).ok().and_then(|own| peer::peer_inode(own.st_ino)).unwrap_or(0),
+        [b'@', ..] => 0,
+        path => statat(CWD, path, AtFlags::empty())
+            .map_or(0, |stat| stat.st_ino ^ (stat.st_ctime as u64).rotate_left(24) ^ stat.st_ctime_nsec.rotate_left(8)),
+    };
+    (process.rotate_left(40) ^ file) | 1 << 63
+}
+
+/// Sends a frame that hands the ring over, and tells of the process that sends it if there is a number.
+fn note(fd: BorrowedFd<'_>, memory: BorrowedFd<'_>, number: Option<u64>) -> Result<(), Errno> {
     let mut buffer = [0; MAX_NOTE_LEN];
     let mut ext = ExtWriter::new(&mut buffer);
     ext.put(Ext::Pid(process::who().pid));
     if let Some(number) = number {
         ext.put(Ext::Announcement(number));
     }
-    let frame = Frame { conn: text, ext: ext.finish(), ..Frame::new(FrameType::Ring, now_ns() / 1_000_000) };
+    let frame = Frame { conn: ANNOUNCE, ext: ext.finish(), ..Frame::new(FrameType::Ring, now_ns() / 1_000_000) };
     let mut bytes = [0; MAX_NOTE_LEN];
     // A short text and two numbers: it fits.
     let len = frame.encode(&mut bytes).unwrap_or(0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = memory.map(|memory| [memory]);
-    if let Some(fds) = &fds {
-        ancillary.push(SendAncillaryMessage::ScmRights(fds));
-    }
+    let fds = [memory];
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     socket::send_with(fd, &[&bytes[..len]], &mut ancillary).map(|_| ())
 }
 
@@ -255,12 +357,7 @@ impl Ring {
     fn reserve(self, len: usize, Writing { tid, call, .. }: Writing) -> Result<Begun, Undelivered> {
         let unfinished = Unfinished::new(self.0, tid, call);
         match self.0.reserve_noting(len, tid, |position| unfinished.at(position)) {
-            Ok(record) => {
-                if FULL_SINCE_NS.load(Ordering::Relaxed) != 0 {
-                    FULL_SINCE_NS.store(0, Ordering::Relaxed);
-                }
-                Ok(Begun { record, unfinished })
-            }
+            Ok(record) => Ok(Begun { record, unfinished }),
             Err(Full) => match wait_for_room(self.0, len, tid, &unfinished) {
                 Ok(record) => Ok(Begun { record, unfinished }),
                 Err(why) => {
@@ -324,24 +421,26 @@ impl Begun {
     }
 }
 
-/// Waits for room if the parameters say so, for as long as they say, once: as long as the server then does not read,
-/// nobody waits again.
+/// Waits for room if the parameters say so, for as long as they say, all waits together: until the server has read again.
 #[cold]
 #[inline(never)]
 fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished) -> Result<Record, Undelivered> {
     let words = writer.memory().words();
-    if len > writer.max_frame_len() || process::is_confined() {
+    // Nobody reads a ring that no server was told of.
+    if len > writer.max_frame_len() || process::is_confined() || SERVER.load(Ordering::Relaxed) == 0 {
         return Err(Undelivered::Full);
     }
     loop {
         let seen = words.room.load(Ordering::Acquire);
         words.waiting.fetch_add(1, Ordering::SeqCst);
         let reserved = writer.reserve_noting(len, tid, |position| unfinished.at(position));
-        let left = if reserved.is_ok() || words.stopped.load(Ordering::Relaxed) != 0 { 0 } else { left_ns() };
+        let left = if reserved.is_ok() || words.stopped.load(Ordering::Relaxed) != 0 { 0 } else { left_ns(words) };
         if left > 0 {
-            let _ = stack::on_own(wake);
-            let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left.min(WAIT_NS) as _ };
-            let _ = futex::wait(&words.room, futex::Flags::empty(), seen, Some(&timeout));
+            WAITED.during(|| {
+                look_after(now_ns());
+                let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left.min(WAIT_NS) as _ };
+                let _ = futex::wait(&words.room, futex::Flags::empty(), seen, Some(&timeout));
+            });
         }
         words.waiting.fetch_sub(1, Ordering::SeqCst);
         if let Ok(record) = reserved {
@@ -354,19 +453,19 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished)
 }
 
 /// How long there is still to wait, in nanoseconds.
-fn left_ns() -> u64 {
+fn left_ns(words: &Words) -> u64 {
     let OnFull::Block { max_wait_ms } = params::get().on_full else { return 0 };
-    let now_ns = monotonic_ns();
-    let since = match FULL_SINCE_NS.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed) {
-        Ok(_) => now_ns,
-        Err(since) => since,
-    };
-    (since + max_wait_ms * 1_000_000).saturating_sub(now_ns)
+    let head = words.head_position();
+    if WAITED_AT.swap(head, Ordering::Relaxed) != head {
+        WAITED.forget();
+    }
+    WAITED.left_ns(max_wait_ms * 1_000_000)
 }
 
 /// The process ends, or becomes another program: a server should have the ring by then, for it goes with the process.
 ///
-/// While a server that was killed may come back, that is waited for as for room in the ring.
+/// While a server that was killed may come back, that is waited for as for room in the ring. What cannot get better is not:
+/// a server that has ended in order, a path that this user cannot get to, a server that never was.
 pub(super) fn leave() {
     let Some(writer) = writer() else { return };
     let words = writer.memory().words();
@@ -375,19 +474,22 @@ pub(super) fn leave() {
     }
     let started_ns = monotonic_ns();
     while words.tail_position() != words.head_position() {
-        let Err(error) = wake() else { return };
-        let is_there = error == Errno::AGAIN;
-        let patience_ns = match params::get().on_full {
-            OnFull::Block { max_wait_ms } if words.stopped.load(Ordering::Relaxed) == 0 => max_wait_ms * 1_000_000,
-            _ if is_there => BUSY_NS,
-            _ => 0,
-        };
-        if monotonic_ns() - started_ns >= patience_ns {
+        if words.sleeps.load(Ordering::Relaxed) != 0 && wake(words) {
             return;
         }
-        let pause = Timespec { tv_sec: 0, tv_nsec: WAIT_NS as _ };
-        // A signal makes it shorter.
-        let _ = rustix::thread::clock_nanosleep_relative(ClockId::Monotonic, &pause);
+        let Err(error) = see_to_server(words, None) else { return };
+        let comes_back = words.taken.load(Ordering::Relaxed) != 0 && words.stopped.load(Ordering::Relaxed) == 0;
+        let busy_left_ns = BUSY_NS.saturating_sub(monotonic_ns() - started_ns);
+        let left = match error {
+            Errno::CONNREFUSED if comes_back && OWN.number().is_some() => left_ns(words),
+            Errno::NOENT if comes_back && OWN.number().is_some() => left_ns(words).min(busy_left_ns),
+            Errno::AGAIN => busy_left_ns,
+            _ => 0,
+        };
+        if left == 0 {
+            return;
+        }
+        WAITED.during(|| pause(left.min(WAIT_NS)));
     }
 }
 

@@ -1,19 +1,26 @@
 //! The socket to the server.
+//!
+//! It is kept under a number that the program cannot have. Where there is none, each frame goes out on a socket of its own,
+//! which is made aside: that takes its time, but none of the program's numbers.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, fstat, statat};
 use rustix::io::{Errno, IoSlice};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, sendmsg,
-    socket_with,
+    AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, connect_unspec,
+    sendmsg, socket_with,
 };
+use rustix::process::{geteuid, getuid};
 
-use super::own::Own;
+use super::own::{NotKept, Own, out_of_sight};
 use super::{Undelivered, outbox, stall};
+use crate::aside::aside;
 use crate::emit::MAX_FRAME_PARTS;
 use crate::params::{self, Transport};
-use crate::process;
+use crate::sys::listener;
+use crate::{peer, process};
 
 /// How long an absent server is left alone before the next try to connect, in nanoseconds: short enough for a
 /// restarted server to miss little, long enough to cost nothing.
@@ -26,6 +33,12 @@ const MIN_CHUNK: usize = 256;
 
 /// Our socket.
 pub(super) static OWN: Own = Own::none();
+/// Whether it is connected, to a server that may have what we know.
+static IS_CONNECTED: AtomicBool = AtomicBool::new(false);
+/// Whether there is a server for sockets that are made aside.
+static IS_ASIDE: AtomicBool = AtomicBool::new(false);
+/// Whether who listens at the server's path is neither our user nor root.
+static IS_STRANGER: AtomicBool = AtomicBool::new(false);
 /// Counts connections to a server, from 1; frames of an earlier one are not known to the server of now.
 static SESSION: AtomicU32 = AtomicU32::new(0);
 /// Whether the next connection is a forked child's own to the server that its parent talks to: the same session.
@@ -51,37 +64,55 @@ pub(super) fn begin_session() {
 }
 
 pub(super) fn stop() {
+    disconnected();
     OWN.close();
-    outbox::clear();
     TRIED_NS.store(0, Ordering::Relaxed);
     stall::end();
+}
+
+/// The server is gone, or takes no more from us.
+pub(super) fn disconnected() {
+    IS_CONNECTED.store(false, Ordering::Relaxed);
+    IS_ASIDE.store(false, Ordering::Relaxed);
+    outbox::clear();
+    // A socket of datagrams can be connected again, under the number that it has.
+    if super::in_use() != Transport::Dgram {
+        OWN.close();
+    }
 }
 
 /// A forked child shares its parent's datagram socket, but a stream needs a writer of its own.
 pub(super) fn after_fork() {
     TRIED_NS.store(0, Ordering::Relaxed);
-    if params::get().transport == Transport::Stream {
-        outbox::clear();
-        if OWN.current().is_some() {
-            OWN.close();
-            IS_SAME_SESSION.store(true, Ordering::Relaxed);
-        }
+    if super::in_use() == Transport::Stream && OWN.current().is_some() {
+        disconnected();
+        IS_SAME_SESSION.store(true, Ordering::Relaxed);
     }
 }
 
-/// Our socket, connected and made sure of for the frames of one event.
-#[derive(Debug)]
-pub(crate) struct Socket(BorrowedFd<'static>);
+/// What to send the frames of one event by, connected and made sure of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Socket {
+    Ours(BorrowedFd<'static>),
+    /// One that is made for each.
+    Aside,
+}
 
 pub(super) fn reach(now_ns: u64) -> Result<Socket, Undelivered> {
-    reach_fd(now_ns).map(Socket).ok_or(Undelivered::Absent)
+    ready()
+        .or_else(|| connect_anew(now_ns))
+        .ok_or_else(|| if IS_STRANGER.load(Ordering::Relaxed) { Undelivered::Stranger } else { Undelivered::Absent })
 }
 
-fn reach_fd(now_ns: u64) -> Option<BorrowedFd<'static>> {
-    if let Some(fd) = OWN.current() {
-        return Some(fd);
+fn ready() -> Option<Socket> {
+    if IS_ASIDE.load(Ordering::Relaxed) && !process::is_confined() {
+        return Some(Socket::Aside);
     }
-    if process::is_confined() {
+    if IS_CONNECTED.load(Ordering::Acquire) { OWN.current().map(Socket::Ours) } else { None }
+}
+
+fn connect_anew(now_ns: u64) -> Option<Socket> {
+    if process::is_confined() || process::who().is_guest {
         return None;
     }
     let tried = TRIED_NS.load(Ordering::Relaxed);
@@ -91,44 +122,132 @@ fn reach_fd(now_ns: u64) -> Option<BorrowedFd<'static>> {
     {
         return None;
     }
-    let kind = match params::get().transport {
-        Transport::Dgram => SocketType::DGRAM,
-        _ => SocketType::STREAM,
-    };
-    let fd = OWN.keep(open(kind).ok()?).ok()?;
+    let found = find_server();
+    IS_STRANGER.store(found == Err(Errno::PERM), Ordering::Relaxed);
+    let found = found.ok()?;
     stall::end();
     if !IS_SAME_SESSION.swap(false, Ordering::Relaxed) {
         begin_session();
     }
-    Some(fd)
+    match found {
+        Place::Ours => IS_CONNECTED.store(true, Ordering::Release),
+        Place::Aside => IS_ASIDE.store(true, Ordering::Relaxed),
+    }
+    ready()
 }
 
-/// A socket that is connected to the server's.
-pub(super) fn open(kind: SocketType) -> rustix::io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    let address = match params::get().out_socket_path {
-        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
-        path => SocketAddrUnix::new(path)?,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Ours,
+    Aside,
+}
+
+/// Connects our socket, or sees that one that is made aside can be.
+fn find_server() -> Result<Place, Errno> {
+    let found = match OWN.current().map_or_else(|| OWN.keep(|| make(kind())), Ok) {
+        Ok(fd) => connect_ours(fd).map(|()| Place::Ours),
+        Err(NotKept::NotMade(errno)) => Err(errno),
+        Err(NotKept::NoNumber) => {
+            let opened = out_of_sight(|| open(kind()).map(|_| ())).unwrap_or(Err(Errno::MFILE));
+            opened.map(|()| Place::Aside)
+        }
     };
-    connect(&socket, &address)?;
-    if kind == SocketType::DGRAM {
-        let room = rustix::net::sockopt::socket_send_buffer_size(&socket).unwrap_or(MAX_CHUNK);
-        let chunk = room.saturating_sub(FRAME_OVERHEAD).clamp(MIN_CHUNK, MAX_CHUNK);
-        CHUNK.store(chunk as u32, Ordering::Relaxed);
+    // A ring is handed over by either type of socket, and what stands in for one goes the same way.
+    let stands_in = params::get().transport == Transport::Shm && super::in_use() != Transport::Dgram;
+    if found == Err(Errno::PROTOTYPE) && stands_in {
+        OWN.close();
+        super::set_in_use(Transport::Dgram);
+        return find_server();
     }
-    Ok(socket)
+    found
+}
+
+fn kind() -> SocketType {
+    if super::in_use() == Transport::Dgram { SocketType::DGRAM } else { SocketType::STREAM }
+}
+
+/// Connects our own socket, and looks who listens before anything is sent. After an error it can be tried again.
+fn connect_ours(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    connect(fd, &address()?)?;
+    let user = match kind() {
+        SocketType::DGRAM => {
+            note_room(fd);
+            let inode = fstat(fd)?.st_ino;
+            out_of_sight(|| datagram_listener(inode)).flatten()
+        }
+        _ => listener(fd).map(|(_, user)| user),
+    };
+    if is_friend(user) {
+        return Ok(());
+    }
+    if kind() == SocketType::DGRAM {
+        let _ = connect_unspec(fd);
+    } else {
+        OWN.close();
+    }
+    Err(Errno::PERM)
+}
+
+fn address() -> Result<SocketAddrUnix, Errno> {
+    match params::get().out_socket_path {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
+        path => SocketAddrUnix::new(path),
+    }
+}
+
+fn make(kind: SocketType) -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// A socket that is connected to the server's. Made aside, or where nobody can see its number.
+///
+/// # Errors
+///
+/// Those of socket(2) and connect(2); EPERM if who listens is another user and not root.
+pub(super) fn open(kind: SocketType) -> Result<OwnedFd, Errno> {
+    let socket = make(kind)?;
+    connect(&socket, &address()?)?;
+    let user = match kind {
+        SocketType::DGRAM => {
+            note_room(socket.as_fd());
+            datagram_listener(fstat(&socket)?.st_ino)
+        }
+        // Who called listen(2), which is what the kernel says of the other end.
+        _ => listener(socket.as_fd()).map(|(_, user)| user),
+    };
+    if is_friend(user) { Ok(socket) } else { Err(Errno::PERM) }
+}
+
+/// Whether this user may hear what the program says.
+fn is_friend(user: Option<u32>) -> bool {
+    user.is_some_and(|user| user == 0 || user == geteuid().as_raw() || user == getuid().as_raw())
+}
+
+/// Whose the socket is that our socket of datagrams is connected to. The kernel keeps no credentials of it, but says whose
+/// it is (sock_diag(7)); where it does not, as of a socket in another network namespace, the file does.
+fn datagram_listener(inode: u64) -> Option<u32> {
+    if let Some(user) = peer::peer_inode(inode).and_then(peer::owner) {
+        return Some(user);
+    }
+    match params::get().out_socket_path {
+        [b'@', ..] => None,
+        path => statat(CWD, path, rustix::fs::AtFlags::empty()).ok().map(|stat| stat.st_uid),
+    }
+}
+
+fn note_room(socket: BorrowedFd<'_>) {
+    let room = rustix::net::sockopt::socket_send_buffer_size(socket).unwrap_or(MAX_CHUNK);
+    let chunk = room.saturating_sub(FRAME_OVERHEAD).clamp(MIN_CHUNK, MAX_CHUNK);
+    CHUNK.store(chunk as u32, Ordering::Relaxed);
 }
 
 /// Sends one frame, whole or not at all.
-pub(super) fn send(socket: &Socket, frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
-    let sent = match params::get().transport {
-        Transport::Dgram => send_datagram(socket.0, frame, now_ns),
-        _ => outbox::send(socket.0, frame),
-    };
-    if sent.is_ok() {
-        stall::end();
+pub(super) fn send(socket: Socket, frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
+    match (socket, super::in_use()) {
+        (Socket::Aside, _) => send_aside(frame),
+        (Socket::Ours(fd), Transport::Dgram) => send_datagram(fd, frame, now_ns),
+        (Socket::Ours(fd), _) => outbox::send(fd, frame),
     }
-    sent
 }
 
 /// What to do about a send that failed.
@@ -170,7 +289,10 @@ fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(),
     let mut reconnected = false;
     loop {
         let errno = match send_once(fd, frame) {
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                stall::went_through(fd);
+                return Ok(());
+            }
             Err(errno) => errno,
         };
         match failure(errno) {
@@ -179,13 +301,41 @@ fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(),
             Failure::Unmapped => return Err(Undelivered::Unmapped),
             Failure::Gone => {
                 // A server that was started anew is at the same path: worth one look at once.
-                OWN.close();
+                disconnected();
                 if reconnected {
                     return Err(Undelivered::Absent);
                 }
                 reconnected = true;
-                fd = reach_fd(now_ns).ok_or(Undelivered::Absent)?;
+                match reach(now_ns)? {
+                    Socket::Ours(anew) => fd = anew,
+                    Socket::Aside => return send_aside(frame),
+                }
             }
+        }
+    }
+}
+
+/// Sends a frame by a socket of its own, which has room for it.
+fn send_aside(frame: &[&[u8]]) -> Result<(), Undelivered> {
+    let sent = aside(|| {
+        let socket = open(kind())?;
+        let len: usize = frame.iter().map(|part| part.len()).sum();
+        match send_once(socket.as_fd(), frame) {
+            Ok(sent) if sent < len => Err(Errno::NOBUFS),
+            sent => sent.map(|_| ()),
+        }
+    });
+    match sent {
+        Some(Ok(())) => Ok(()),
+        // A queue of connections that is full, too: the server does not read.
+        Some(Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM)) => Err(Undelivered::Stalled),
+        Some(Err(Errno::FAULT)) => Err(Undelivered::Unmapped),
+        // No thread now, which says nothing of the server.
+        None => Err(Undelivered::Absent),
+        Some(Err(errno)) => {
+            disconnected();
+            IS_STRANGER.store(errno == Errno::PERM, Ordering::Relaxed);
+            Err(if errno == Errno::PERM { Undelivered::Stranger } else { Undelivered::Absent })
         }
     }
 }

@@ -5,8 +5,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::thread::futex::{self, Wait, WaitFlags, WaitPtr, WaitvFlags};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::ancillary::Came;
 use crate::sender::Sender;
@@ -24,6 +29,9 @@ const PART_COST: usize = size_of::<Part>();
 /// What a descriptor that came with one costs: there are fewer of them than bytes of memory, and one agent could have
 /// all of them waiting here.
 const FD_COST: usize = 64 << 10;
+/// How often rings are looked at where the kernel cannot wait for them.
+const LOOK: Duration = Duration::from_millis(10);
+const NANOS: i64 = 1_000_000_000;
 /// Room that a buffer keeps, in bytes.
 const KEPT_CAPACITY: usize = 2 << 20;
 
@@ -96,6 +104,8 @@ struct State {
 pub(super) struct Handoff {
     state: Mutex<State>,
     changed: Condvar,
+    /// Counts the times that the recorder was waked, for when it waits for more than this (futex(2)).
+    bell: AtomicU32,
 }
 
 impl Handoff {
@@ -124,9 +134,56 @@ impl Handoff {
         }
         if state.asleep_until.is_some_and(|cost| state.arrived.cost() >= cost) {
             state.asleep_until = None;
-            self.changed.notify_all();
+            self.ring_bell();
         }
         Ok(())
+    }
+
+    /// Wakes the recorder, whichever way it sleeps.
+    fn ring_bell(&self) {
+        self.changed.notify_all();
+        self.bell.fetch_add(1, Ordering::SeqCst);
+        let _ = futex::wake(&self.bell, futex::Flags::PRIVATE, 1);
+    }
+
+    /// Waits until something arrives, nothing more will come, the time is over, or one of `words` is not 1 any more
+    /// (futex_waitv(2)).
+    fn sleep_beside<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        timeout: Option<Duration>,
+        words: &[&AtomicU32],
+    ) -> MutexGuard<'a, State> {
+        if state.closed {
+            return state;
+        }
+        state.asleep_until = Some(1);
+        let seen = self.bell.load(Ordering::SeqCst);
+        drop(state);
+        let on = |word: &AtomicU32, value: u32, flags| {
+            let mut wait = Wait::new();
+            wait.val = value.into();
+            wait.uaddr = WaitPtr::new(word.as_ptr().cast());
+            wait.flags = flags;
+            wait
+        };
+        let mut waits = vec![on(&self.bell, seen, WaitFlags::SIZE_U32 | WaitFlags::PRIVATE)];
+        waits.extend(words.iter().map(|word| on(word, 1, WaitFlags::SIZE_U32)));
+        // The kernel takes the time when it is to end.
+        let end = timeout.map(|timeout| {
+            let now = clock_gettime(ClockId::Monotonic);
+            let (seconds, nanos) = (timeout.as_secs() as i64, i64::from(timeout.subsec_nanos()) + now.tv_nsec);
+            Timespec { tv_sec: now.tv_sec + seconds + nanos / NANOS, tv_nsec: nanos % NANOS }
+        });
+        let waited = futex::waitv(&waits, WaitvFlags::empty(), end.as_ref(), ClockId::Monotonic);
+        state = self.lock();
+        if !matches!(waited, Ok(_) | Err(Errno::AGAIN | Errno::TIMEDOUT | Errno::INTR)) {
+            // Not before Linux 5.16.
+            let timeout = timeout.map_or(LOOK, |timeout| timeout.min(LOOK));
+            return self.sleep(state, 1, Some(timeout));
+        }
+        state.asleep_until = None;
+        state
     }
 
     /// Waits until so many bytes wait, nothing more will come, or the time is over.
@@ -150,8 +207,9 @@ impl Handoff {
     }
 
     /// Waits until something has arrived or the time is over, and gives all that there is for an emptied `arrived`;
-    /// returns false when that is nothing and nothing more will come.
-    pub(super) fn take(&self, arrived: &mut Arrived, timeout: Option<Duration>) -> bool {
+    /// returns false when that is nothing and nothing more will come. It does not wait on when one of `words`, which are
+    /// somebody else's to write to, is not 1 any more.
+    pub(super) fn take(&self, arrived: &mut Arrived, timeout: Option<Duration>, words: &[&AtomicU32]) -> bool {
         let is_busy = !arrived.is_empty();
         arrived.clear();
         let mut state = self.lock();
@@ -159,7 +217,8 @@ impl Handoff {
             state = self.sleep(state, WAKE_LEN, Some(timeout.map_or(NAP, |timeout| timeout.min(NAP))));
         }
         if state.arrived.is_empty() {
-            state = self.sleep(state, 1, timeout);
+            state =
+                if words.is_empty() { self.sleep(state, 1, timeout) } else { self.sleep_beside(state, timeout, words) };
         }
         let was_full = state.arrived.cost() >= MAX_WAITING;
         std::mem::swap(&mut state.arrived, arrived);
@@ -186,7 +245,7 @@ pub(super) struct Closer<'a>(&'a Handoff);
 impl Drop for Closer<'_> {
     fn drop(&mut self) {
         self.0.lock().closed = true;
-        self.0.changed.notify_all();
+        self.0.ring_bell();
     }
 }
 

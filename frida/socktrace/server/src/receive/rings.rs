@@ -5,11 +5,12 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use gttr::{Frame, FrameType, MAX_PAYLOAD_LEN};
-use rustix::fs::fstat;
+use rustix::fs::{FlockOperation, flock, fstat};
+use rustix::io::Errno;
 use rustix::thread::futex;
 use socktrace_ring::{Memory, Reader, Step, map, unmap};
 
@@ -36,6 +37,10 @@ const BUSY_POLL: Duration = Duration::from_millis(1);
 const BUSY: Duration = Duration::from_millis(50);
 /// How often they are looked at all the same: an agent may look whether we sleep just before we do.
 const IDLE_POLL: Duration = Duration::from_millis(100);
+/// So many rings the kernel watches for us while we sleep (futex_waitv(2) takes 128 words, one of which is another's)...
+const MAX_WATCHED: usize = 127;
+/// ...and with more they are looked at this often.
+const CROWD_POLL: Duration = Duration::from_millis(10);
 /// How long a ring is kept whose agent has gone, or has not been heard of: a process may have closed our socket, and
 /// connects anew within this time if it has anything to say.
 const KEPT: Duration = Duration::from_secs(5);
@@ -67,6 +72,8 @@ struct Ring {
     key: (u64, u64),
     memory: Memory,
     reader: Reader,
+    /// The memfd, by which a lock of its writers is seen.
+    fd: OwnedFd,
     /// What was in other rings when it came, and until when that is waited for: a process that executes a program has a
     /// new ring, and what it did before is in an older one.
     after: Vec<Position>,
@@ -149,6 +156,15 @@ impl Rings {
         if self.rings.len() >= MAX_RINGS && !self.make_room(sender, |rings| &rings.numbers, 1, sink) {
             return;
         }
+        let Ok(kept) = fd.try_clone() else {
+            return self.told.notice(|| {
+                let Sender { pid, uid } = sender;
+                format!(
+                    "no file descriptor for another ring (see ulimit -n): what process {pid} of user {uid} records is \
+                     dropped and counted by it"
+                )
+            });
+        };
         let mapped = map(fd.as_fd()).map_err(|untrusted| untrusted.to_string());
         let made = mapped.and_then(|memory| match Reader::new(memory) {
             Some(reader) => Ok((memory, reader)),
@@ -168,6 +184,7 @@ impl Rings {
                 self.bytes.add(sender, len);
                 // The last one to read it may have stopped.
                 reader.words().stopped.store(0, Ordering::Relaxed);
+                reader.words().taken.store(1, Ordering::Relaxed);
                 let (now, agents) = (Instant::now(), HashSet::from([agent]));
                 let newest = self.ends().into_iter().rev();
                 let after = newest.filter(|end| !self.is_past(end)).take(MAX_AFTER).collect();
@@ -178,6 +195,7 @@ impl Rings {
                     key,
                     memory,
                     reader,
+                    fd: kept,
                     after,
                     after_until,
                     sender,
@@ -244,9 +262,21 @@ impl Rings {
             _ => {
                 self.rings.iter().for_each(|ring| ring.reader.words().sleeps.store(1, Ordering::SeqCst));
                 let all_idle = self.rings.iter().all(|ring| ring.reader.is_empty() || ring.is_held_up());
-                Some(if all_idle { IDLE_POLL } else { BUSY_POLL })
+                match self.rings.len() {
+                    _ if !all_idle => Some(BUSY_POLL),
+                    ..=MAX_WATCHED => Some(IDLE_POLL),
+                    _ => Some(CROWD_POLL),
+                }
             }
         }
+    }
+
+    /// The words of rings that are 1 until an agent wakes us by one, as many as the kernel watches at a time.
+    pub(super) fn sleeping(&self) -> Vec<&AtomicU32> {
+        if self.busy.is_some_and(|since| since.elapsed() < BUSY) {
+            return Vec::new();
+        }
+        self.rings.iter().rev().take(MAX_WATCHED).map(|ring| &ring.reader.words().sleeps).collect()
     }
 
     /// Hands on what is in the rings, as much as is fair; whether there was anything.
@@ -275,9 +305,11 @@ impl Rings {
         }
         // Frames of one that is left were handed on, and nobody takes the ring over.
         let (numbers, bytes) = (&mut self.numbers, &mut self.bytes);
-        self.rings.retain(|ring| {
+        self.rings.retain_mut(|ring| {
             let is_left = ring.is_left();
             if is_left {
+                // Whoever is there all the same is to hand it over again.
+                ring.reader.words().taken.store(0, Ordering::Relaxed);
                 ring.report_losses(sink);
             }
             let stays = !is_left && !ring.is_corrupt;
@@ -335,7 +367,7 @@ impl Rings {
         for ring in &mut self.rings {
             ring.reader.words().stopped.store(1, Ordering::SeqCst);
             ring.wake_writers();
-            if ring.is_connected() {
+            if ring.has_writers() {
                 // Another server can take it over.
                 continue;
             }
@@ -411,15 +443,16 @@ impl Ring {
             return false;
         }
         unfinished.look = now + LOOK;
+        let has_writers = self.has_writers();
+        let Some(unfinished) = &self.unfinished else { return false };
         let since = unfinished.since;
-        let is_connected = self.is_connected();
         let thread = if self.writers.is_foreign() { self.writers.thread(tid) } else { Thread::Here(tid) };
         let state = match thread {
             Thread::Here(tid) => state_of(tid),
             // Its process may be one of which nothing has been heard yet: it is given some more time.
-            Thread::Gone if is_connected && since.elapsed() < LOOK => return false,
+            Thread::Gone if has_writers && since.elapsed() < LOOK => return false,
             Thread::Gone => None,
-            Thread::Unknown if is_connected => Some('R'),
+            Thread::Unknown if has_writers => Some('R'),
             // Nobody is there who could finish it.
             Thread::Unknown => None,
         };
@@ -432,8 +465,27 @@ impl Ring {
     }
 
     /// Whether a process is known to be there that writes to it.
+    fn has_writers(&self) -> bool {
+        self.is_connected() || self.is_locked()
+    }
+
     fn is_connected(&self) -> bool {
         self.agents.iter().any(|&agent| agent != 0)
+    }
+
+    /// Whether its writers hold a lock on it, as those do that need no connection to us: the kernel gives it back when the
+    /// last of them is gone (flock(2)).
+    fn is_locked(&self) -> bool {
+        if self.reader.words().locked.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        match flock(&self.fd, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {
+                let _ = flock(&self.fd, FlockOperation::Unlock);
+                false
+            }
+            Err(error) => error == Errno::WOULDBLOCK,
+        }
     }
 
     /// Whether there is nothing to be had but for a record that has been unfinished for long.
@@ -443,8 +495,13 @@ impl Ring {
     }
 
     /// Whether nobody is left who writes to it: those who spoke of it are gone or silent, and it is empty.
-    fn is_left(&self) -> bool {
-        !self.is_connected() && self.heard.elapsed() > KEPT && self.reader.is_empty() && self.reader.held() == 0
+    fn is_left(&mut self) -> bool {
+        let is_silent = self.heard.elapsed() > KEPT && self.reader.is_empty() && self.reader.held() == 0;
+        if is_silent && self.is_locked() {
+            // Looked at again after as long.
+            self.heard = Instant::now();
+        }
+        is_silent && !self.is_connected() && self.heard.elapsed() > KEPT
     }
 
     /// What its writers lost and did not come to say.
