@@ -176,7 +176,7 @@ impl Call {
     }
 
     /// Reports bytes that a call of the read(2) family moved.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn moved(&self, direction: Direction, result: isize, buffers: Buffers) {
         if result > 0 {
             if !self.is_idle(false) && !self.reported_fast(direction, result, buffers.only()) {

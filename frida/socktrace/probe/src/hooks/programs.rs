@@ -49,6 +49,10 @@ hooks! {
     }
 
     fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int |libc| {
+        // Unlike execve(2), libc refuses to do without (EINVAL).
+        if envp.is_null() {
+            return libc(fd, argv, envp);
+        }
         execute(&Call::of_open("fexecve", fd), envp, |envp| libc(fd, argv, envp))
     }
 

@@ -38,6 +38,25 @@ unsafe extern "C-unwind" fn syscall<const N: usize>(
         if let Some(result) = dispatch(libc, number, &[a, b, c, d, e, f]) {
             return result;
         }
+        other(libc, number, a, b, c, d, e, f)
+    }
+}
+
+/// A call that no hook is for. Apart, because what it may have to do would widen the frame of all calls.
+#[inline(never)]
+#[expect(clippy::too_many_arguments, reason = "those of syscall(2)")]
+unsafe fn other(
+    libc: Syscall,
+    number: c_long,
+    a: c_ulong,
+    b: c_ulong,
+    c: c_ulong,
+    d: c_ulong,
+    e: c_ulong,
+    f: c_ulong,
+) -> c_long {
+    // SAFETY: called as the program called it.
+    unsafe {
         if number == number::EXIT_GROUP {
             control::say_exit(a as c_int);
             transport::leave();
