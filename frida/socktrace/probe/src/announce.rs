@@ -2,7 +2,7 @@
 
 use gttr::{Ext, FrameType};
 
-use crate::connection::{Connection, Description};
+use crate::connection::{Connection, Description, SOCK_DGRAM};
 use crate::control::EXE_EXT_LEN;
 use crate::emit::{Event, emit_sized};
 use crate::peer::Peer;
@@ -28,7 +28,7 @@ fn announce_as(connection: &Connection, ts_ns: u64, prefix: &str) {
         len += part.len();
     }
     let Description { fd, inode, mate, .. } = *description;
-    let peer = Peer::of(fd, inode, mate, description.how != "connect");
+    let peer = Peer::of(fd, inode, mate, description.how != "connect" || description.socket_type == SOCK_DGRAM);
     /// Inode, type, and five values of the peer.
     const MAX_VALUES: usize = 7;
     let mut values = [Ext::Inode(inode); MAX_VALUES];

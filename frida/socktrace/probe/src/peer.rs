@@ -31,7 +31,7 @@ impl Peer {
     /// or socketpair(2) (SO_PEERCRED, unix(7)). The other end of a pair is known: `mate`, if it is not 0.
     ///
     /// `is_accepted` says that there is another end by now. Of a connection that was only just asked for there mostly is none
-    /// yet, so the server looks for it when it hears of it.
+    /// yet, and the question is not worth its price.
     pub(crate) fn of(fd: i32, inode: u64, mate: u64, is_accepted: bool) -> Option<Self> {
         if fd < 0 || process::is_confined() {
             return None;
