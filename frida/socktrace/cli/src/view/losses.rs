@@ -44,6 +44,11 @@ impl Losses {
             _ => {}
         }
         let Some(process) = event.process() else { return };
+        // The first that a vforked child says may arrive later than what the program says that it has executed.
+        let is_late = event.kind == EventType::Exec && event.seq == Some(1) && self.numbers.contains_key(&process);
+        if is_late {
+            return;
+        }
         let Some(numbers) = self.note_number(process, event.seq) else { return };
         if event.kind == EventType::Lost {
             numbers.told += event.events.unwrap_or(0);
@@ -100,6 +105,13 @@ mod tests {
     fn lost(seq: u64, events: u64, bytes: u64) -> Event<'static> {
         let reason = Some("the server did not read".into());
         Event { kind: EventType::Lost, events: Some(events), bytes: Some(bytes), reason, ..numbered(seq) }
+    }
+
+    #[test]
+    fn a_vforked_child_s_exec_may_come_late() {
+        let exec = Event { kind: EventType::Exec, ..numbered(1) };
+        assert!(after(&[numbered(1), numbered(2), exec.clone(), numbered(3)]).is_empty());
+        assert!(after(&[exec, numbered(1), numbered(2), numbered(3)]).is_empty());
     }
 
     fn after(events: &[Event<'_>]) -> Vec<String> {

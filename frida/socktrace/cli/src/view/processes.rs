@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use socktrace_server::{Event, EventType, ProcessId, process_name};
 
+use super::clock::time_of;
+
 #[derive(Debug, Default)]
 struct Process {
     name: Arc<str>,
     ended: bool,
     /// When it was started, in clock ticks since boot (proc_pid_stat(5)): by this and its number it is told from others.
     started: Option<u64>,
+    /// When the program introduced itself, nanoseconds since the Unix epoch.
+    introduced_ns: u64,
     /// The program that it is about to become; it will introduce itself, if it is traced.
     becomes: Option<String>,
     /// UNIX sockets that it has made, as far as it has said.
@@ -45,7 +49,9 @@ impl Processes {
             EventType::Start | EventType::Fork => {
                 let name = process_name(event.comm.as_deref(), event.exe.as_deref()).unwrap_or_default().into();
                 let started = self.started(process);
-                let before = self.traced.insert(process, Process { name, started, ..Process::default() });
+                let before = self
+                    .traced
+                    .insert(process, Process { name, started, introduced_ns: time_of(event), ..Process::default() });
                 self.sockets += before.as_ref().map_or(0, |before| u64::from(before.sockets));
                 // A process that executes another program starts again.
                 self.former += usize::from(before.is_some() && event.kind == EventType::Fork);
@@ -60,6 +66,10 @@ impl Processes {
             EventType::Exec if event.raw.is_none() => {
                 self.note_process(process);
                 let known = self.traced.entry(process).or_default();
+                // By streams, the program's own first words may be there sooner.
+                if time_of(event) < known.introduced_ns {
+                    return;
+                }
                 known.ended = event.untraced.is_some();
                 known.becomes = match event.untraced {
                     Some(_) => None,
@@ -240,6 +250,11 @@ mod tests {
         assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 2));
         processes.note(&exec(Some("setuid")));
         assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 4));
+        // What arrives late is no news.
+        let (before, after) = (Some(1_000_000_000), Some(2_000_000_000));
+        processes.note(&Event { ts_ns: after, pid: Some(8), ..start(8, "/bin/x") });
+        processes.note(&Event { ts_ns: before, pid: Some(8), sockets: None, ..exec(None) });
+        assert_eq!(processes.missing(), [""; 0]);
         // It could not be executed after all, is tried again, and goes on.
         processes.note(&exec(None));
         processes.note(&Event {
