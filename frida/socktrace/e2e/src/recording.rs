@@ -186,6 +186,10 @@ impl Recording {
         let mut connections: BTreeMap<String, Connection> = BTreeMap::new();
         for event in &self.events {
             let Some(conn_id) = &event.conn_id else { continue };
+            // They move nothing.
+            if matches!(event.kind.as_str(), "fail" | "eof") {
+                continue;
+            }
             let connection = connections.entry(conn_id.clone()).or_default();
             match event.kind.as_str() {
                 "open" => connection.opened.push(event.clone()),
