@@ -42,6 +42,9 @@ struct Connection {
     files: [PayloadFile; 2],
 }
 
+/// What one costs beside its names: itself, its place in the table of names, and what allocations cost.
+const CONNECTION_COST: usize = size_of::<Connection>() + 2 * size_of::<(Arc<[u8]>, u32)>() + 4 * size_of::<usize>();
+
 /// A payload file's number: twice the connection's, one more for what was sent.
 pub(crate) type FileNumber = u32;
 
@@ -50,14 +53,17 @@ pub(crate) type FileNumber = u32;
 pub(crate) struct Connections {
     connections: Vec<Connection>,
     by_name: HashMap<Arc<[u8]>, u32>,
+    /// What they take, about, in bytes.
+    bytes: usize,
     /// The one that was found last: the next event is often of the same.
     last: usize,
 }
 
 impl Connections {
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.connections.len()
+    /// How much memory they take, about, in bytes.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The connection whose `conn_id` names its files itself.
@@ -86,7 +92,9 @@ impl Connections {
         let base_name: Arc<[u8]> = base_name.as_bytes().into();
         let index = self.connections.len();
         self.by_name.insert(Arc::clone(&base_name), index as u32);
-        let conn_id = event.file.is_some().then(|| event.conn_id.as_deref().unwrap_or_default().into());
+        let conn_id: Option<Box<str>> =
+            event.file.is_some().then(|| event.conn_id.as_deref().unwrap_or_default().into());
+        self.bytes += CONNECTION_COST + base_name.len() + conn_id.as_ref().map_or(0, |conn_id| conn_id.len());
         let files = [const { PayloadFile::new() }; 2];
         self.connections.push(Connection { base_name, conn_id, files });
         index

@@ -13,7 +13,7 @@ use crate::descriptors::payload_share;
 use crate::event::{Direction, Event, EventType};
 use crate::folder::{FILE_MODE, check_file};
 use crate::journal::Journal;
-use crate::notice::notice;
+use crate::notice::Limited;
 use crate::outage::Failure;
 use crate::segments::Segments;
 
@@ -21,10 +21,11 @@ use crate::segments::Segments;
 const WRITE_LEN: usize = 1 << 20;
 /// How much is kept while it cannot be written, in bytes.
 const MAX_PENDING: usize = 8 << 20;
-/// So many connections are remembered when nothing is pending: what is forgotten is looked up in the directory again.
-const MAX_IDLE: usize = 32 << 10;
-/// So many are remembered while nothing can be written; losses of others are counted in one sum.
-const MAX_CONNECTIONS: usize = 64 << 10;
+/// Connections that are remembered when nothing is pending take so much, in bytes, some 40,000 of them: what is forgotten
+/// is looked up in the directory again.
+const MAX_IDLE: usize = 16 << 20;
+/// And so much while nothing can be written; losses of others are counted in one sum.
+const MAX_CONNECTIONS: usize = 32 << 20;
 /// After so many failed writes the rest waits for the next try: on a full disk all of them would fail.
 const MAX_FAILURES: usize = 16;
 
@@ -44,6 +45,7 @@ pub(crate) struct Payloads {
     /// Why not all could be written the last time, and why not the last time that it was so.
     failure: Option<Failure>,
     last_failure: Option<Failure>,
+    told: Limited,
 }
 
 /// Where the payload of a frame goes.
@@ -63,6 +65,7 @@ impl Payloads {
             written: 0,
             failure: None,
             last_failure: None,
+            told: Limited::default(),
         }
     }
 
@@ -98,7 +101,7 @@ impl Payloads {
         }
         let connection = match self.connections.of_name(base_name) {
             Some(connection) => connection,
-            None if self.failure.is_some() && self.connections.len() >= MAX_CONNECTIONS => {
+            None if self.failure.is_some() && self.connections.bytes() >= MAX_CONNECTIONS => {
                 self.lost_elsewhere += payload.len() as u64;
                 return;
             }
@@ -125,7 +128,7 @@ impl Payloads {
     /// Whether so much is pending that it should be written.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.segments.cost() >= WRITE_LEN
+        self.segments.cost() >= WRITE_LEN || self.connections.bytes() > MAX_IDLE
     }
 
     /// Whether there is nothing to write or to report.
@@ -198,7 +201,7 @@ impl Payloads {
                 file.lost += self.segments.discard(&mut file.pending) as u64;
                 if !std::mem::replace(&mut file.told, true) {
                     let name = self.connections.name(number);
-                    notice(&format!("{name}: {}: its payload is dropped and counted", failure.reason()));
+                    self.told.notice(|| format!("{name}: {}: its payload is dropped and counted", failure.reason()));
                 }
             } else {
                 failures += 1;
@@ -265,7 +268,7 @@ impl Payloads {
             self.segments.compact(chains.iter_mut().map(|(_, chain)| chain));
             chains.into_iter().for_each(|(number, chain)| connections.file(number).pending = chain);
         }
-        if self.queue.is_empty() && self.connections.len() > MAX_IDLE {
+        if self.queue.is_empty() && self.connections.bytes() > MAX_IDLE {
             self.connections.clear();
             self.open.clear();
         }

@@ -24,6 +24,10 @@ use crate::journal::State;
 const READ_LEN: usize = 256 << 10;
 /// Files that are kept account of in one go, so that memory does not grow with the recording.
 const MAX_FILES: usize = 64 << 10;
+/// A longer line is none that a server wrote: texts of an event, 64 KiB each, take some MiB when all is escaped.
+const MAX_LINE_LEN: u64 = 8 << 20;
+/// More events than are written between two acknowledgements, some 100 ms apart.
+const MAX_RECOVERED: usize = 1 << 20;
 
 /// Events that a server which was killed had recorded and may not have acknowledged.
 ///
@@ -155,7 +159,9 @@ fn repair_last_batch(
     let mut repair = Repair::default();
     let mut is_adrift = false;
     each_line(events, from, events_len, |at, line| {
-        if let (Some(pid), Some(seq), Some(ts_ns)) = (line.pid, line.seq, line.ts_ns) {
+        if let (Some(pid), Some(seq), Some(ts_ns)) = (line.pid, line.seq, line.ts_ns)
+            && repair.recovered.events.len() < MAX_RECOVERED
+        {
             repair.recovered.events.insert((pid, seq, ts_ns));
         }
         if at >= state.events_len {
@@ -215,7 +221,8 @@ impl Account {
 fn each_line(events: BorrowedFd<'_>, from: u64, to: u64, mut each: impl FnMut(u64, Line<'_>)) -> io::Result<()> {
     let mut lines = BufReader::with_capacity(READ_LEN, At { file: events, at: from, to });
     let (mut at, mut line) = (from, Vec::new());
-    while lines.read_until(b'\n', &mut line)? > 0 {
+    // A piece of a line that is too long is taken for a line.
+    while (&mut lines).take(MAX_LINE_LEN).read_until(b'\n', &mut line)? > 0 {
         if let Ok(event) = serde_json::from_slice(&line) {
             each(at, event);
         }
