@@ -126,7 +126,7 @@ pub struct AttachArgs {
     pub target_pids: Vec<u32>,
     /// Attach to every process of yours with this name, as ps and /proc/PID/comm show it
     #[arg(long)]
-    pub name: Option<String>,
+    pub name: Option<OsString>,
     /// Trace the processes that they start, too
     #[arg(long)]
     pub children: bool,
@@ -163,7 +163,7 @@ pub struct ShowArgs {
 pub struct FilterArgs {
     /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
     #[arg(long, value_name = "GLOB")]
-    pub path: Vec<String>,
+    pub path: Vec<OsString>,
     /// Processes with this id. Repeatable
     #[arg(long)]
     pub pid: Vec<u32>,
@@ -172,7 +172,7 @@ pub struct FilterArgs {
     pub direction: Option<DirectionArg>,
     /// Messages whose bytes match
     #[arg(long, value_name = "REGEX")]
-    pub grep: Option<String>,
+    pub grep: Option<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -270,7 +270,7 @@ pub struct ViewArgs {
     /// Show payloads in hex and text, however long they are
     #[arg(short = 'X')]
     pub full: bool,
-    /// Write events as JSON lines, as in events.jsonl
+    /// Write events as JSON lines, as in events.jsonl, with their payload
     #[arg(long, conflicts_with_all = ["text", "hex", "full"])]
     pub json: bool,
     /// How times are shown

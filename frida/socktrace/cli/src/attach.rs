@@ -95,7 +95,7 @@ fn wanted(args: &AttachArgs) -> Result<Vec<u32>> {
     if let Some(name) = &args.name {
         let found = target::named(name);
         if found.is_empty() {
-            bail!("no process is named {name}");
+            bail!("no process is named {}", name.display());
         }
         pids.extend(found);
     }

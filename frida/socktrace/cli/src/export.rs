@@ -97,6 +97,18 @@ fn tell(dir: &Path, report: &Report, losses: &Losses) {
     } else if !report.has_ended {
         notice(&format!("{shown}: its recording has not ended, or was cut off: exported as far as it goes"));
     }
+    if report.late > 0 {
+        notice(&format!(
+            "{shown}: {} events stand after later ones: too much lies between them to be put in order",
+            report.late
+        ));
+    }
+    if report.left_out > 0 {
+        notice(&format!(
+            "{shown}: {} events are left out: they are of more connections than there is room for",
+            report.left_out
+        ));
+    }
     losses.sentences().iter().for_each(|sentence| notice(sentence));
 }
 

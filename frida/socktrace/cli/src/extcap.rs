@@ -71,7 +71,8 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
     };
     let decode = words(&args.decode);
     let keep = Keep::packets_to(fifo, Decode::new(decode.iter().map(String::as_str))?);
-    let filter = FilterArgs { path: words(&args.path), ..FilterArgs::default() };
+    let path = words(&args.path).into_iter().map(Into::into).collect();
+    let filter = FilterArgs { path, ..FilterArgs::default() };
     let capture = CaptureArgs { max_bytes: args.max_bytes, ..defaults()? };
     if let Some(command) = args.command.as_deref().filter(|command| !command.trim().is_empty()) {
         let run = RunArgs {

@@ -1,12 +1,15 @@
 //! Which events are let through.
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use globset::{Glob, GlobMatcher};
-use regex::bytes::Regex;
+use anyhow::{Result, anyhow};
+use globset::Glob;
+use regex::bytes::{Regex, RegexBuilder};
 use socktrace_server::event::Direction;
 use socktrace_server::{Event, EventType, ProcessId};
 
@@ -14,6 +17,8 @@ use crate::args::{DirectionArg, FilterArgs};
 
 /// So many paths are remembered with their verdict; a program may bind a new one for every message.
 const MAX_REMEMBERED: usize = 64 << 10;
+/// So many connections are remembered with their verdict, at some 20 bytes each; of others the path of each event decides.
+const MAX_CONNECTIONS: usize = 4 << 20;
 
 /// `--path` and `--pid`: what is recorded and shown.
 #[derive(Debug)]
@@ -21,8 +26,10 @@ pub struct Scope {
     globs: Globs,
     pids: Vec<u32>,
     /// Verdicts on connections, whose later events do not name a path.
-    connections: HashMap<Box<str>, bool>,
-    verdicts: HashMap<Box<str>, bool>,
+    connections: HashMap<u64, bool>,
+    verdicts: HashMap<u64, bool>,
+    /// Texts are remembered by their hashes, with a key of our own.
+    hasher: RandomState,
 }
 
 impl Scope {
@@ -35,6 +42,7 @@ impl Scope {
             pids: args.pid.clone(),
             connections: HashMap::new(),
             verdicts: HashMap::new(),
+            hasher: RandomState::new(),
         })
     }
 
@@ -52,32 +60,38 @@ impl Scope {
         if self.globs.is_empty() {
             return true;
         }
-        let conn_id = event.conn_id.as_deref();
+        let conn_id = event.conn_id.as_deref().map(|conn_id| self.hasher.hash_one(conn_id));
         let own = event.path.as_deref().map(|path| self.path_is_wanted(path));
         match (event.kind, conn_id) {
             (EventType::Open, Some(conn_id)) => {
                 let wanted = own.unwrap_or(true);
-                self.connections.insert(conn_id.into(), wanted);
+                if self.connections.len() >= MAX_CONNECTIONS {
+                    self.connections.clear();
+                }
+                self.connections.insert(conn_id, wanted);
                 wanted
             }
             (EventType::Data, Some(conn_id)) => {
-                own == Some(true) || self.connections.get(conn_id).copied().unwrap_or(own.is_none())
+                own == Some(true) || self.connections.get(&conn_id).copied().unwrap_or(own.is_none())
             }
-            (_, Some(conn_id)) => self.connections.get(conn_id).copied().or(own).unwrap_or(true),
+            (_, Some(conn_id)) => self.connections.get(&conn_id).copied().or(own).unwrap_or(true),
             (EventType::Listen | EventType::Fail, None) => own.unwrap_or(true),
             _ => true,
         }
     }
 
     fn path_is_wanted(&mut self, path: &str) -> bool {
-        if let Some(&wanted) = self.verdicts.get(path) {
+        let key = self.hasher.hash_one(path);
+        if let Some(&wanted) = self.verdicts.get(&key) {
             return wanted;
         }
-        let wanted = self.globs.want(path);
+        // A name is bytes; what people write is matched with those.
+        let name: Vec<u8> = gttr::unescape_path(path.as_bytes()).collect();
+        let wanted = self.globs.want(&name);
         if self.verdicts.len() >= MAX_REMEMBERED {
             self.verdicts.clear();
         }
-        self.verdicts.insert(path.into(), wanted);
+        self.verdicts.insert(key, wanted);
         wanted
     }
 }
@@ -90,23 +104,25 @@ fn is_host(kind: EventType) -> bool {
 /// The patterns of `--path`.
 #[derive(Debug)]
 struct Globs {
-    wanted: Vec<GlobMatcher>,
-    excluded: Vec<GlobMatcher>,
+    wanted: Vec<Regex>,
+    excluded: Vec<Regex>,
 }
 
 impl Globs {
-    fn new(patterns: &[String]) -> Result<Self> {
+    fn new(patterns: &[OsString]) -> Result<Self> {
         let mut globs = Self { wanted: Vec::new(), excluded: Vec::new() };
         for pattern in patterns {
-            let (list, glob) = match pattern.strip_prefix('!') {
+            let (list, glob) = match pattern.as_bytes().strip_prefix(b"!") {
                 Some(glob) => (&mut globs.excluded, glob),
-                None => (&mut globs.wanted, &**pattern),
+                None => (&mut globs.wanted, pattern.as_bytes()),
             };
-            let matcher = |glob: &str| Glob::new(glob).with_context(|| format!("--path {pattern}: not a pattern"));
-            list.push(matcher(glob)?.compile_matcher());
+            let matcher = |glob: &[u8]| {
+                matcher(glob).map_err(|why| anyhow!("--path {}: not a pattern: {why}", pattern.display()))
+            };
+            list.push(matcher(glob)?);
             // /var/run/x.sock is /run/x.sock: whoever asks for one means both.
             if let Some(resolved) = resolve_literal_part(glob) {
-                list.push(matcher(&resolved)?.compile_matcher());
+                list.push(matcher(&resolved)?);
             }
         }
         Ok(globs)
@@ -116,28 +132,80 @@ impl Globs {
         self.wanted.is_empty() && self.excluded.is_empty()
     }
 
-    fn want(&self, path: &str) -> bool {
-        let resolved = resolve_folder(path);
-        let any = |list: &[GlobMatcher]| {
-            list.iter().any(|glob| glob.is_match(path) || resolved.as_ref().is_some_and(|path| glob.is_match(path)))
+    fn want(&self, name: &[u8]) -> bool {
+        let resolved = resolve_folder(name);
+        let any = |list: &[Regex]| {
+            list.iter().any(|glob| {
+                glob.is_match(name) || resolved.as_ref().is_some_and(|path| glob.is_match(path.as_os_str().as_bytes()))
+            })
         };
         (self.wanted.is_empty() || any(&self.wanted)) && !any(&self.excluded)
     }
 }
 
+/// One character of UTF-8, or a byte that is of none.
+const ANY_CHARACTER: &str =
+    r"(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}|[\x80-\xff])";
+/// Stand for bytes that are no UTF-8 in the text of a pattern: private use, the last of Unicode.
+const FIRST_STAND_IN: u32 = 0x10_ff00;
+
+/// What a pattern matches. Globs know characters, and paths are bytes: `?` is a character where there is one, and bytes
+/// that are none match themselves.
+fn matcher(glob: &[u8]) -> Result<Regex, String> {
+    let mut text = String::new();
+    for chunk in glob.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().filter_map(|&byte| char::from_u32(FIRST_STAND_IN + u32::from(byte))));
+    }
+    let glob = Glob::new(&text).map_err(|error| error.kind().to_string())?;
+    let mut regex = String::new();
+    let (mut in_class, mut chars) = (false, glob.regex().chars().peekable());
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                regex.push(c);
+                regex.extend(chars.next());
+                continue;
+            }
+            '[' => in_class = true,
+            ']' => in_class = false,
+            '.' if !in_class && chars.peek() != Some(&'*') => {
+                regex.push_str(ANY_CHARACTER);
+                continue;
+            }
+            _ => {}
+        }
+        regex.push(c);
+    }
+    for byte in 0x80..=0xff_u8 {
+        let stand_in = char::from_u32(FIRST_STAND_IN + u32::from(byte)).map(|c| c.to_string()).unwrap_or_default();
+        let escaped: String = stand_in.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+        if text.contains(&stand_in) {
+            regex = regex.replace(&escaped, &format!("\\x{byte:02x}"));
+        }
+    }
+    RegexBuilder::new(&regex).dot_matches_new_line(true).build().map_err(|error| last_line(&error.to_string()))
+}
+
+/// What is wrong: an error of regex's shows the pattern in lines of their own before it says that.
+fn last_line(error: &str) -> String {
+    error.lines().last().map(|line| line.trim_start_matches("error: ")).unwrap_or_default().to_owned()
+}
+
 /// A pattern with the symbolic links in its folders resolved, up to the first that has a special character.
-fn resolve_literal_part(glob: &str) -> Option<String> {
-    let special = glob.find(['*', '?', '[', '{', '\\']).unwrap_or(glob.len());
-    let folder_len = glob[..special].rfind('/').filter(|&at| at > 0)?;
+fn resolve_literal_part(glob: &[u8]) -> Option<Vec<u8>> {
+    let special = glob.iter().position(|b| b"*?[{\\".contains(b)).unwrap_or(glob.len());
+    let folder_len = glob[..special].iter().rposition(|&b| b == b'/').filter(|&at| at > 0)?;
     let (folder, rest) = glob.split_at(folder_len);
-    let resolved = fs::canonicalize(folder).ok()?;
-    let resolved = resolved.to_str()?;
-    (resolved != folder).then(|| format!("{}{rest}", globset::escape(resolved)))
+    let resolved = fs::canonicalize(OsStr::from_bytes(folder)).ok()?;
+    let resolved = resolved.as_os_str().as_bytes();
+    let escaped = |&b: &u8| if b"*?[]{}\\!,-".contains(&b) { vec![b'\\', b] } else { vec![b] };
+    (resolved != folder).then(|| resolved.iter().flat_map(escaped).chain(rest.iter().copied()).collect())
 }
 
 /// A path with the symbolic links in its folder resolved; the socket itself may be gone.
-fn resolve_folder(path: &str) -> Option<PathBuf> {
-    let path = Path::new(path);
+fn resolve_folder(name: &[u8]) -> Option<PathBuf> {
+    let path = Path::new(OsStr::from_bytes(name));
     if !path.is_absolute() {
         return None;
     }
@@ -158,11 +226,19 @@ impl Selection {
     ///
     /// The expression is none.
     pub fn new(args: &FilterArgs) -> Result<Self> {
-        let grep = args.grep.as_deref().map(|text| {
+        let grep = args.grep.as_deref().map(|given| {
+            let mut text = String::new();
+            for chunk in given.as_bytes().utf8_chunks() {
+                text.push_str(chunk.valid());
+                text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+            }
             // Bytes, not characters: \xff is one byte, and . any.
-            let regex = regex::bytes::RegexBuilder::new(text).unicode(false).dot_matches_new_line(true).build();
+            let regex = RegexBuilder::new(&text).unicode(false).dot_matches_new_line(true).build();
             // Characters beyond ASCII need the other mode.
-            regex.or_else(|_| Regex::new(text)).with_context(|| format!("--grep {text}: not a regular expression"))
+            regex.or_else(|_| Regex::new(&text)).map_err(|error| {
+                let why = last_line(&error.to_string());
+                anyhow!("--grep {}: not a regular expression: {why}", given.display())
+            })
         });
         let direction = args.direction.map(|direction| match direction {
             DirectionArg::In => Direction::In,
@@ -200,19 +276,21 @@ impl Selection {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn globs(patterns: &[&str]) -> Globs {
-        Globs::new(&patterns.iter().map(|&p| p.to_owned()).collect::<Vec<_>>()).unwrap()
+        Globs::new(&patterns.iter().map(|&p| p.into()).collect::<Vec<_>>()).unwrap()
     }
 
     #[test]
     fn wanted_and_excluded() {
         let both = globs(&["/tmp/*", "@bus*", "!*private*"]);
-        assert!(both.want("/tmp/a/b.sock") && both.want("@bus-1"));
-        assert!(!both.want("/tmp/private.sock") && !both.want("/run/x") && !both.want(""));
+        assert!(both.want(b"/tmp/a/b.sock") && both.want(b"@bus-1"));
+        assert!(!both.want(b"/tmp/private.sock") && !both.want(b"/run/x") && !both.want(b""));
         let excluded = globs(&["!/tmp/*"]);
-        assert!(excluded.want("/run/x") && excluded.want("") && !excluded.want("/tmp/x"));
+        assert!(excluded.want(b"/run/x") && excluded.want(b"") && !excluded.want(b"/tmp/x"));
     }
 
     #[test]
@@ -223,8 +301,20 @@ mod tests {
         fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
         let (real, link) = (format!("{}/x.sock", real.display()), format!("{}/x.sock", link.display()));
-        assert!(globs(&[&link]).want(&real) && globs(&[&real]).want(&link));
-        assert!(globs(&[&link.replace("x.sock", "*.sock")]).want(&real));
+        assert!(globs(&[&link]).want(real.as_bytes()) && globs(&[&real]).want(link.as_bytes()));
+        assert!(globs(&[&link.replace("x.sock", "*.sock")]).want(real.as_bytes()));
+    }
+
+    #[test]
+    fn names_are_bytes_and_matched_as_people_write_them() {
+        assert!(globs(&["/tmp/é*"]).want("/tmp/é.sock".as_bytes()) && globs(&["@é"]).want("@é".as_bytes()));
+        assert!(globs(&["/?.sock"]).want("/é.sock".as_bytes()) && globs(&["/?.sock"]).want(b"/\xff.sock"));
+        assert!(!globs(&["/?.sock"]).want(b"/ab.sock") && !globs(&["/e*"]).want("/é".as_bytes()));
+        let bytes = Globs::new(&[OsString::from_vec(b"@\xff*\xfe".to_vec())]).unwrap();
+        assert!(bytes.want(b"@\xff\xfe") && bytes.want(b"@\xffa\xfe") && !bytes.want(b"@\xfe\xff"));
+        // A backslash makes the next character itself.
+        assert!(globs(&[r"@a\\x01b"]).want(br"@a\x01b") && !globs(&[r"@a\\x01b"]).want(b"@a\x01b"));
+        assert!(globs(&["@a.b[xy]"]).want(b"@a.bx") && !globs(&["@a.b[xy]"]).want(b"@acbx"));
     }
 
     #[test]

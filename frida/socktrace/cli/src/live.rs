@@ -11,7 +11,7 @@ use socktrace_server::{Bound, Event, Recorder, Sink, Stop, StopHandle, notice, r
 use crate::args::{FilterArgs, ViewArgs};
 use crate::filter::{Scope, Selection};
 use crate::nest::Relay;
-use crate::output::{Default, Destination, Output};
+use crate::output::{Default, Destination, Lines, ORDERING_TIME, Output};
 use crate::packets::{Kept, Packets};
 use crate::view::{Silence, Style, View};
 
@@ -26,7 +26,7 @@ struct Tracer {
     relay: Option<Relay>,
     packets: Option<Box<Packets>>,
     view: View,
-    lines: Vec<u8>,
+    lines: Lines,
     /// None: nobody wants to see lines.
     output: Option<Output>,
     /// Whether messages are all recorded and none is shown: there is no need to look at them.
@@ -85,7 +85,7 @@ impl Tracer {
             packets.event(event, payload);
         }
         self.view.show(event, payload, None, None, &mut self.lines);
-        if self.lines.len() >= HAND_ON_LEN {
+        if self.lines.bytes.len() >= HAND_ON_LEN {
             self.hand_on();
         }
     }
@@ -145,8 +145,8 @@ impl Live {
             relay,
             packets,
             view: View::new(view, style, selection),
-            lines: Vec::new(),
-            output: is_shown.then(|| destination.in_background()),
+            lines: Lines::default(),
+            output: is_shown.then(|| destination.in_background(ORDERING_TIME)),
             is_unseen,
         };
         let stop = Stop::new()?;

@@ -27,15 +27,22 @@ mod show;
 mod summary;
 mod view;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
-use socktrace_server::notice;
+use clap::error::ErrorKind;
+use signal_hook::consts::SIGXFSZ;
+use socktrace_server::{notice, printable};
 
 use args::{Cli, Command};
+use engine::child::is_ignored;
 
 fn main() -> ExitCode {
-    let (result, failure) = match Cli::parse().command {
+    keep_file_size_limit_harmless();
+    let (result, failure) = match parse().command {
         Command::Run(args) => (run::run(&args), run::OWN_FAILURE),
         Command::Attach(args) => (attach::attach(&args), 1),
         Command::Show(args) => (show::show(&args), 1),
@@ -52,5 +59,39 @@ fn main() -> ExitCode {
             notice(&format!("{error:#}"));
             ExitCode::from(failure)
         }
+    }
+}
+
+/// The command line. What is wrong with it is said with what it has in it, which may be anything: made printable, it is
+/// wrong in the same way.
+fn parse() -> Cli {
+    let error = match Cli::try_parse() {
+        Ok(cli) => return cli,
+        Err(error) if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            error.exit()
+        }
+        Err(error) => error,
+    };
+    let printable = std::env::args_os().map(|argument| {
+        let mut text = String::new();
+        printable::push(&mut text, argument.as_bytes(), true);
+        OsString::from_vec(text.into_bytes())
+    });
+    match Cli::try_parse_from(printable) {
+        Err(error) => error.exit(),
+        Ok(_) => {
+            notice(error.to_string().lines().next().unwrap_or_default());
+            std::process::exit(error.exit_code())
+        }
+    }
+}
+
+/// A write beyond the file size limit (RLIMIT_FSIZE, getrlimit(2)) then fails with EFBIG, and the file is named. A handler
+/// and not SIG_IGN, which the traced program would inherit.
+fn keep_file_size_limit_harmless() {
+    // One that is ignored does no harm, and the program inherits that.
+    if !is_ignored(SIGXFSZ) {
+        // Without it, the limit ends us as it ends others.
+        let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     }
 }

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use socktrace_export::{Captured, Decode, Exporter, Pcapng, Survey};
-use socktrace_server::{Contents, Event, notice};
+use socktrace_server::{Contents, Event, notice, private};
 
 use crate::args::{CaptureArgs, RecordFormat};
 use crate::output::{Destination, Output};
@@ -108,8 +109,7 @@ pub fn open_binary(file: Option<&Path>) -> Result<Box<dyn Write + Send>> {
         let stdout = io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
         return Ok(Box::new(File::from(stdout)));
     };
-    let file = File::create(path).with_context(|| format!("{}: cannot be written", path.display()))?;
-    Ok(Box::new(file))
+    Ok(Box::new(private::create(path)?))
 }
 
 /// Packets on their way.
@@ -125,7 +125,7 @@ pub struct Packets {
 impl Packets {
     fn to(writer: Box<dyn Write + Send>, decode: Decode) -> Result<Self> {
         let exporter = Pcapng::new(Vec::new(), decode).context("pcapng")?;
-        let output = Destination::to(writer).in_background();
+        let output = Destination::to(writer).in_background(Duration::ZERO);
         let mut packets = Self { exporter, survey: Survey::default(), output, handed_on: 0, dropped: 0 };
         // At once, for a reader that waits for the beginning.
         packets.flush();

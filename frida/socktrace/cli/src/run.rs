@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Child, ExitCode, ExitStatus};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use socktrace_server::{notice, raise_descriptor_limit};
 
 use crate::args::{EngineArg, OnFullArg, RunArgs};
@@ -30,7 +30,11 @@ const NEVER_LOADED_BY_FRIDA: &str = "the probe never loaded into the program";
 /// `socktrace run`
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let keep = Keep::new(&args.capture)?;
-    let streams = if keep.is_stdout() { Streams::OutputToError } else { Streams::Ours };
+    let is_json_there = args.view.json && args.view.output.is_none();
+    if keep.is_stdout() && is_json_there {
+        bail!("-w - and --json both write to standard output: -o FILE takes the JSON elsewhere");
+    }
+    let streams = if keep.is_stdout() || is_json_there { Streams::OutputToError } else { Streams::Ours };
     run_into(args, keep, streams)
 }
 

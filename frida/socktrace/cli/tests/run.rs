@@ -119,10 +119,14 @@ fn the_recording_is_kept_and_is_what_was_shown() {
 fn json_on_standard_output() {
     let talker = Talker::build(&[]);
     let traced = run(&["run", "--json", "--", talker.program(), &talker.path("sock")]);
-    let (json, rest): (Vec<_>, Vec<_>) = traced.out.lines().partition(|line| line.starts_with('{'));
-    assert_eq!((rest, &*traced.err), (vec!["done"], ""));
-    let events: Vec<serde_json::Value> = json.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(events.iter().filter(|event| event["type"] == "data").count(), 4);
+    // The program's own output is beside the lines.
+    assert_eq!(traced.err, "done\n");
+    let events: Vec<serde_json::Value> = traced.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let payloads: Vec<_> =
+        events.iter().filter(|event| event["type"] == "data").map(|event| &event["payload"]).collect();
+    assert!(payloads.len() == 4 && payloads.iter().any(|payload| *payload == "answer"), "{payloads:?}");
+    let both = run(&["run", "--json", "-w", "-", "--", talker.program()]);
+    assert!(both.code == Some(125) && both.err.contains("both write to standard output"), "{both:?}");
 }
 
 #[test]

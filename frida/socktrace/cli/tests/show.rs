@@ -152,7 +152,25 @@ fn filters_that_leave_nothing_say_so() {
 #[test]
 fn json_is_what_was_recorded() {
     let recording = Recording::of(&[redis(), http()]);
-    assert_eq!(recording.show(&["--json"]).out, fs::read_to_string(recording.events()).unwrap());
+    let of =
+        |text: &str| -> Vec<serde_json::Value> { text.lines().map(|l| serde_json::from_str(l).unwrap()).collect() };
+    let (mut shown, mut recorded) =
+        (of(&recording.show(&["--json"]).out), of(&fs::read_to_string(recording.events()).unwrap()));
+    assert_eq!(shown.iter().filter(|e| e["type"] == "data").map(|e| &e["payload"]).collect::<Vec<_>>().len(), 4);
+    assert!(
+        shown.iter().any(|e| e["payload"] == "+PONG\r\n")
+            && shown.iter().any(|e| e["payload_base64"] == "G10wO293bmVkBwD/IGhlbGxv"),
+        "{shown:?}"
+    );
+    for event in &mut shown {
+        let fields = event.as_object_mut().unwrap();
+        fields.remove("payload");
+        fields.remove("payload_base64");
+    }
+    // By time, and the server's own where they were.
+    let last = recorded.len() - 1;
+    recorded[1..last].sort_by_key(|e| e["ts_ns"].as_u64());
+    assert_eq!(shown, recorded);
     let some = recording.show(&["--json", "--path", "/run/*", "--direction", "in"]).out;
     let events: Vec<serde_json::Value> = some.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let data: Vec<_> = events.iter().filter(|event| event["type"] == "data").collect();

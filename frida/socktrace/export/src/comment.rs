@@ -4,12 +4,15 @@ use std::fmt::Write;
 
 use socktrace_server::Event;
 use socktrace_server::event::PassedFd;
+use socktrace_server::printable::{name, sentence};
 
 use crate::Captured;
 use crate::processes::Processes;
 
 /// A comment's greatest length in bytes: a message may pass 253 descriptors (unix(7)), each with a path.
 const MAX_LEN: usize = 8 << 10;
+/// SCM_MAX_FD, unix(7).
+const MAX_FDS: usize = 253;
 
 /// `redis-cli[5353] thread 5353: send(fd 5)`, and whatever else the event has to say.
 pub fn of_event(event: &Event<'_>, processes: &Processes) -> String {
@@ -19,17 +22,18 @@ pub fn of_event(event: &Event<'_>, processes: &Processes) -> String {
         Some(fd) => write!(text, ": {call}(fd {fd})"),
         None => write!(text, ": {call}"),
     };
-    for PassedFd { fd, what } in event.fds.iter().flatten() {
+    // More are in none that the kernel has passed, and of less all that is longer than a comment is cut off.
+    for PassedFd { fd, what } in event.fds.iter().flatten().take(MAX_FDS) {
         let _ = match what.is_empty() {
             true => write!(text, ", passed fd {fd}"),
-            false => write!(text, ", passed fd {fd} = {what}"),
+            false => write!(text, ", passed fd {fd} = {}", name(what)),
         };
     }
     if let Some(sender) = event.credentials {
         let _ = write!(text, ", sender pid {} uid {} gid {}", sender.pid, sender.uid, sender.gid);
     }
     if let Some(security) = event.security.as_deref() {
-        let _ = write!(text, ", security context {security}");
+        let _ = write!(text, ", security context {}", name(security));
     }
     if let Some(pidfd) = event.pidfd {
         let _ = write!(text, ", passed pidfd {pidfd}");
@@ -52,7 +56,7 @@ pub fn of_event(event: &Event<'_>, processes: &Processes) -> String {
         let _ = write!(text, ", took {duration} ns");
     }
     cut(&mut text);
-    text
+    sentence(&text).into_owned()
 }
 
 /// What is missing of a message's bytes, if anything.

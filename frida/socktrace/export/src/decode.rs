@@ -1,5 +1,8 @@
 //! Which port makes Wireshark dissect a connection as what it is.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
 use anyhow::{Context, Result, bail};
 use globset::{Glob, GlobMatcher};
 
@@ -166,9 +169,10 @@ impl Decode {
         Ok(Self { rules: rules.collect::<Result<_>>()? })
     }
 
-    /// By the socket's path; None if that says nothing.
+    /// By the socket's path, as events have it; None if that says nothing.
     pub fn by_path(&self, path: &str) -> Option<u16> {
-        let rule = self.rules.iter().find(|(glob, _)| glob.is_match(path)).map(|(_, port)| *port);
+        let name = OsString::from_vec(gttr::unescape_path(path.as_bytes()).collect());
+        let rule = self.rules.iter().find(|(glob, _)| glob.is_match(&name)).map(|(_, port)| *port);
         let known = || PROTOCOLS.iter().find(|known| known.paths.iter().any(|pattern| matches(pattern, path)));
         rule.or_else(|| known().map(|known| known.port))
     }

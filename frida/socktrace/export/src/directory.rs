@@ -1,19 +1,15 @@
 //! Reads a recorded directory and hands its events on in the order of time.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use socktrace_server::recording::Location;
-use socktrace_server::{Event, EventType, Recording};
+use socktrace_server::recording::Held;
+use socktrace_server::{Event, Ordered, Recording};
 
 use crate::decode::{Decode, SNIFFED_LEN};
 use crate::survey::Survey;
-use crate::{Captured, Exporter, time_of};
+use crate::{Captured, Exporter};
 
-/// Events that are held back so that one that was written down late is handed on in time: threads and processes race to
-/// the server, which writes in the order of arrival. Each takes some 600 bytes meanwhile.
-const WINDOW: usize = 16 << 10;
 /// Progress is told after so many lines.
 const PROGRESS_LINES: u64 = 1 << 10;
 
@@ -37,6 +33,10 @@ pub struct Report {
     pub torn: usize,
     /// Lines that are no events.
     pub unreadable: u64,
+    /// Events that could not be handed on in time.
+    pub late: u64,
+    /// Events of connections that there was no room for.
+    pub left_out: u64,
 }
 
 /// What is exported, and who wants to know.
@@ -63,7 +63,8 @@ impl std::fmt::Debug for Options<'_> {
 /// Exports a recorded directory, as far as it goes when this begins.
 ///
 /// Memory does not depend on how much was recorded, but on how many connections: some 100 bytes for each, and what
-/// [`Exporter`] keeps of those that go on.
+/// [`Exporter`] keeps of those that go on. Of more connections than the survey has room for nothing is exported, and the
+/// report says so.
 ///
 /// # Errors
 ///
@@ -71,44 +72,57 @@ impl std::fmt::Debug for Options<'_> {
 pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<'_>) -> Result<Report> {
     let shown = || format!("{}: cannot be read", folder.display());
     let (mut survey, end) = make_survey(folder, options)?;
-    let mut recording = Recording::open(folder)?;
+    let mut ordered = Ordered::open(folder)?;
     let mut filter = (options.filter)()?;
     let mut report = Report::default();
-    let mut waiting = Waiting::default();
-    let mut at = 0;
-    while at < end {
-        let Some(line) = recording.next_line().with_context(shown)? else { break };
-        at += line.len() as u64 + 1;
-        let Some(event) = recording.event(&line) else { continue };
+    // Both readings have the same end, unless it grows meanwhile.
+    while let Some(held) = ordered.next().with_context(shown)? {
         report.events += 1;
-        report.has_ended = event.kind == EventType::HostShutdown;
-        (options.note)(&event);
-        let location = recording.locate(&event);
-        if !filter(&event) {
-            continue;
-        }
-        let ns = time_of(&event);
-        waiting.push(ns, line, location);
-        if waiting.lines.len() > WINDOW {
-            waiting.hand_on(&mut recording, exporter, &mut survey)?;
-        }
-        tell(options, report.events, end + at - waiting.bytes, end);
-    }
-    let mut lines = 0;
-    while waiting.hand_on(&mut recording, exporter, &mut survey)? {
-        lines += 1;
-        tell(options, lines, 2 * end - waiting.bytes.min(end), end);
+        tell(options, report.events, end + ordered.at().min(end), end);
+        hand_on(held, &mut ordered, exporter, (&mut survey, &mut *filter), options)?;
     }
     (options.progress)(Progress { done: 2 * end, total: 2 * end });
-    if recording.next_line().with_context(shown)?.is_none() {
-        report.torn = recording.torn_len();
-    } else {
+    report.has_ended = ordered.has_ended;
+    report.late = ordered.late;
+    report.left_out = survey.left_out();
+    let recording = ordered.recording();
+    report.torn = recording.torn_len();
+    if recording.events_len().is_ok_and(|len| len > recording.at() + report.torn as u64) {
         // It has grown since.
         report.has_ended = false;
     }
     report.unreadable = recording.unreadable;
     exporter.finish().context("the output cannot be written")?;
     Ok(report)
+}
+
+fn hand_on(
+    held: Held,
+    ordered: &mut Ordered,
+    exporter: &mut dyn Exporter,
+    (survey, filter): (&mut Survey, &mut dyn FnMut(&Event<'_>) -> bool),
+    options: &mut Options<'_>,
+) -> Result<()> {
+    let recording = ordered.recording();
+    // It was one when it was read.
+    let Some(event) = recording.event(&held.line) else { return Ok(()) };
+    (options.note)(&event);
+    if !filter(&event) {
+        return Ok(());
+    }
+    let payload = recording.read(&held.location, exporter.needed_bytes());
+    let captured = Captured { bytes: &payload.bytes, missing: payload.missing };
+    let key = event.conn_id.as_deref().map(|conn_id| survey.key(conn_id));
+    if key.is_some_and(|key| !survey.knows(key)) {
+        return Ok(());
+    }
+    exporter.event(&event, captured, survey).context("the output cannot be written")?;
+    if let Some(key) = key
+        && survey.handed_on(key)
+    {
+        exporter.forget(&event, survey).context("the output cannot be written")?;
+    }
+    Ok(())
 }
 
 /// Reads a directory once and returns what it has, up to which byte of events.jsonl.
@@ -121,7 +135,10 @@ fn make_survey(folder: &Path, options: &mut Options<'_>) -> Result<(Survey, u64)
         at += line.len() as u64 + 1;
         lines += 1;
         tell(options, lines, at, end.max(at));
-        let Some(event) = recording.event(&line) else { continue };
+        let Some(event) = recording.event(&line) else {
+            recording.check_readable().with_context(|| format!("{}: cannot be read", folder.display()))?;
+            continue;
+        };
         if filter(&event) {
             survey.note(&event, &options.decode, || recording.beginning(&event, SNIFFED_LEN));
         }
@@ -136,42 +153,5 @@ fn make_survey(folder: &Path, options: &mut Options<'_>) -> Result<(Survey, u64)
 fn tell(options: &mut Options<'_>, lines: u64, done: u64, end: u64) {
     if lines.is_multiple_of(PROGRESS_LINES) {
         (options.progress)(Progress { done, total: 2 * end });
-    }
-}
-
-/// Events on their way, the earliest first.
-#[derive(Debug, Default)]
-struct Waiting {
-    /// By time, and by order of arrival where that is the same.
-    lines: BTreeMap<(u64, u64), (Vec<u8>, Location)>,
-    arrived: u64,
-    /// Of the lines, in events.jsonl.
-    bytes: u64,
-}
-
-impl Waiting {
-    fn push(&mut self, ns: u64, line: Vec<u8>, location: Location) {
-        self.bytes += line.len() as u64 + 1;
-        self.lines.insert((ns, self.arrived), (line, location));
-        self.arrived += 1;
-    }
-
-    /// Hands the earliest on; false: there is none.
-    fn hand_on(&mut self, recording: &mut Recording, exporter: &mut dyn Exporter, survey: &mut Survey) -> Result<bool> {
-        let Some((_, (line, location))) = self.lines.pop_first() else { return Ok(false) };
-        self.bytes -= line.len() as u64 + 1;
-        let payload = recording.read(&location, exporter.needed_bytes());
-        // It was one when it was read.
-        let Some(event) = recording.event(&line) else { return Ok(true) };
-        let captured = Captured { bytes: &payload.bytes, missing: payload.missing };
-        exporter.event(&event, captured, survey).context("the output cannot be written")?;
-        if let Some(conn_id) = event.conn_id.as_deref() {
-            let key = survey.key(conn_id);
-            if survey.handed_on(key) {
-                exporter.forget(&event, survey).context("the output cannot be written")?;
-                recording.forget(&event);
-            }
-        }
-        Ok(true)
     }
 }

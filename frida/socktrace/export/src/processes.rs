@@ -2,7 +2,12 @@
 
 use std::collections::HashMap;
 
-use socktrace_server::{Event, EventType, ProcessId, process_name};
+use socktrace_server::{Event, EventType, ProcessId, printable, process_name};
+
+/// So many processes have names; the others are numbers.
+const MAX_PROCESSES: usize = 1 << 20;
+/// NAME_MAX, each byte written `\xNN`.
+const MAX_NAME_LEN: usize = 4 * 255;
 
 /// The names of processes, the last that was recorded for each.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +33,11 @@ impl Processes {
     }
 
     fn set(&mut self, process: ProcessId, name: &str) {
+        if self.names.len() >= MAX_PROCESSES && !self.names.contains_key(&process) {
+            return;
+        }
+        // As people write it, and no longer than a file name is.
+        let name = &*printable::name(printable::beginning(name, MAX_NAME_LEN));
         if self.names.get(&process).is_none_or(|known| **known != *name) {
             self.names.insert(process, name.into());
         }

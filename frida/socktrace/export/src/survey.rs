@@ -66,9 +66,14 @@ impl View {
     }
 }
 
+/// So many connections are known, at some 150 bytes each.
+const MAX_CONNECTIONS: usize = 2 << 20;
+
 /// The account of a recording.
 #[derive(Debug, Default)]
 pub struct Survey {
+    /// Events of connections beyond [`MAX_CONNECTIONS`].
+    left_out: u64,
     keys: RandomState,
     connections: HashMap<Key, Seen>,
     pairs: Pairs,
@@ -97,6 +102,10 @@ impl Survey {
         let Some(conn_id) = event.conn_id.as_deref() else { return };
         let key = self.key(conn_id);
         let is_new = !self.connections.contains_key(&key);
+        if is_new && self.connections.len() >= MAX_CONNECTIONS {
+            self.left_out += 1;
+            return;
+        }
         let seen = self.connections.entry(key).or_default();
         seen.events += 1;
         seen.process = seen.process.or(event.process());
@@ -161,6 +170,16 @@ impl Survey {
             is_paired: is_mutual,
             shown_ends: if of_first == [true; 2] { 1 } else { 2 },
         })
+    }
+
+    /// Whether the connection is in the account.
+    pub fn knows(&self, key: Key) -> bool {
+        self.connections.contains_key(&key)
+    }
+
+    /// Events of connections that there was no room for.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
     }
 
     /// One of a connection's events has been handed on; true: it was the last.

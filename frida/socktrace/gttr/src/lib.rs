@@ -36,5 +36,7 @@ pub use frame::{
     Direction, Error, FLAG_EXTENDED, FLAG_PAYLOAD, Frame, FrameType, HEADER_LEN, Header, MAGIC, MAX_PAYLOAD_LEN,
     NoRoom, VERSION, decode_datagram,
 };
-pub use name::{MAX_CONN_ID_LEN, escape_path, is_conn_id, sanitize};
+pub use name::{
+    MAX_CONN_ID_LEN, escape_path, escape_unprintable, is_conn_id, is_escaped_path, sanitize, unescape_path,
+};
 pub use stream::{StreamDecoder, StreamStep};

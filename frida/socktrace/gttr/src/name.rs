@@ -23,13 +23,21 @@ pub fn sanitize(text: &[u8], out: &mut [u8]) -> usize {
     len
 }
 
-/// Copies a socket's path to `out` with every byte outside 32..=126 written `\xNN`, and returns the length
-/// written; a path that does not fit is cut before the byte that did not.
+/// Copies a socket's path to `out` with every byte outside 32..=126, and every backslash, written `\xNN`, and returns
+/// the length written; a path that does not fit is cut before the byte that did not.
 pub fn escape_path(path: &[u8], out: &mut [u8]) -> usize {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
+    escape(path, out, |b| matches!(b, 32..=126) && b != b'\\')
+}
+
+/// The same for text that an agent has, or should have, escaped: its backslashes stay as they are.
+pub fn escape_unprintable(text: &[u8], out: &mut [u8]) -> usize {
+    escape(text, out, |b| matches!(b, 32..=126))
+}
+
+fn escape(text: &[u8], out: &mut [u8], is_plain: impl Fn(u8) -> bool) -> usize {
     let mut len = 0;
-    for &b in path {
-        if matches!(b, 32..=126) {
+    for &b in text {
+        if is_plain(b) {
             let Some(to) = out.get_mut(len) else { break };
             *to = b;
             len += 1;
@@ -37,9 +45,45 @@ pub fn escape_path(path: &[u8], out: &mut [u8]) -> usize {
             let Some(to) = out.get_mut(len..len + 4) else {
                 break;
             };
-            to.copy_from_slice(&[b'\\', b'x', HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]);
+            to.copy_from_slice(&escaped(b));
             len += 4;
         }
     }
     len
+}
+
+const fn escaped(b: u8) -> [u8; 4] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    [b'\\', b'x', HEX[(b >> 4) as usize], HEX[(b & 15) as usize]]
+}
+
+/// The bytes that [`escape_path`] was given. A backslash that begins no `\xNN` stands for itself, as agents wrote it
+/// before 0.2.
+pub fn unescape_path(escaped: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let mut rest = escaped;
+    core::iter::from_fn(move || {
+        let (&first, after) = rest.split_first()?;
+        let (byte, after) = match after {
+            [b'x', high, low, after @ ..] if first == b'\\' => match (hex_digit(*high), hex_digit(*low)) {
+                (Some(high), Some(low)) => (high << 4 | low, after),
+                _ => (first, &rest[1..]),
+            },
+            _ => (first, after),
+        };
+        rest = after;
+        Some(byte)
+    })
+}
+
+const fn hex_digit(b: u8) -> Option<u8> {
+    match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    }
+}
+
+/// Whether `escaped` is what [`escape_path`] makes of `path`.
+pub fn is_escaped_path(escaped: &[u8], path: &[u8]) -> bool {
+    unescape_path(escaped).eq(path.iter().copied())
 }

@@ -178,6 +178,12 @@ fn names_are_made_safe() {
     let len = gttr::escape_path(b"/tmp/\x00\x1f \x7f\xe9~", &mut out);
     assert_eq!(&out[..len], b"/tmp/\\x00\\x1f \\x7f\\xe9~");
     assert_eq!(gttr::escape_path(b"abc\xff", &mut out[..6]), 3);
+    let len = gttr::escape_path(b"a\\x01\x01", &mut out);
+    assert_eq!(&out[..len], b"a\\x5cx01\\x01");
+    assert!(
+        gttr::unescape_path(&out[..len]).eq(*b"a\\x01\x01") && gttr::unescape_path(b"\\x\\xg0\\").eq(*b"\\x\\xg0\\")
+    );
+    assert!(gttr::is_escaped_path(&out[..len], b"a\\x01\x01") && !gttr::is_escaped_path(&out[..len], b"a\x01\x01"));
 }
 
 proptest! {

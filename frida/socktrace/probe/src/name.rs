@@ -168,7 +168,8 @@ impl SocketPath {
     }
 
     fn is(&mut self, wanted: &[u8]) -> bool {
-        if wanted == self.shown.as_bytes() {
+        // As it is, or as events show it.
+        if gttr::is_escaped_path(self.shown.as_bytes(), wanted) || wanted == self.shown.as_bytes() {
             return true;
         }
         let Some(paths) = &mut self.paths else { return false };

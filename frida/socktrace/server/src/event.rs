@@ -85,12 +85,25 @@ pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 impl<'a> Text<'a> {
     /// Text of an agent: bytes outside 32..=126 become `\xNN`, as in a path (docs/gttr.md, "Names").
     pub fn escaped(bytes: &'a [u8]) -> Self {
+        Self::escaped_by(bytes, gttr::escape_unprintable)
+    }
+
+    /// A name of an agent, as the kernel has it: backslashes, too, are escaped, so that it can be told what it was.
+    pub fn escaped_name(bytes: &'a [u8]) -> Self {
+        if bytes.contains(&b'\\') { Self::escape_by(bytes, gttr::escape_path) } else { Self::escaped(bytes) }
+    }
+
+    fn escaped_by(bytes: &'a [u8], escape: fn(&[u8], &mut [u8]) -> usize) -> Self {
         let printable = bytes.iter().all(|b| matches!(b, 32..=126));
         if printable && let Ok(text) = std::str::from_utf8(bytes) {
             return Self(Cow::Borrowed(text));
         }
+        Self::escape_by(bytes, escape)
+    }
+
+    fn escape_by(bytes: &[u8], escape: fn(&[u8], &mut [u8]) -> usize) -> Self {
         let mut escaped = vec![0; 4 * bytes.len()];
-        let len = gttr::escape_path(bytes, &mut escaped);
+        let len = escape(bytes, &mut escaped);
         Self(Cow::Owned(String::from_utf8_lossy(&escaped[..len]).into_owned()))
     }
 }
@@ -357,7 +370,7 @@ impl<'a> Event<'a> {
             Ext::Part(v) => self.part = Some(v),
             Ext::Parts(v) => self.parts = Some(v),
             Ext::Ppid(v) => self.ppid = Some(v),
-            Ext::Exe(v) => self.exe = Some(Text::escaped(v)),
+            Ext::Exe(v) => self.exe = Some(Text::escaped_name(v)),
             Ext::LostEvents(v) => self.events = Some(v),
             Ext::LostBytes(v) => self.bytes = Some(v),
             Ext::LostSince(v) => self.since_ns = Some(v),
@@ -368,7 +381,7 @@ impl<'a> Event<'a> {
             Ext::PeerUid(v) => self.peer_uid = Some(v),
             Ext::PeerGid(v) => self.peer_gid = Some(v),
             Ext::PeerInode(v) => self.peer_inode = Some(v),
-            Ext::PeerExe(v) => self.peer_exe = Some(Text::escaped(v)),
+            Ext::PeerExe(v) => self.peer_exe = Some(Text::escaped_name(v)),
             Ext::MsgFlags(v) => self.flags = Some(message_flags(v)),
             Ext::Truncated(v) => self.truncated = Some(if v == 1 { "yes" } else { "maybe" }.into()),
             Ext::DurationNs(v) => self.duration_ns = Some(v),
@@ -380,8 +393,8 @@ impl<'a> Event<'a> {
             Ext::Credentials(v) => self.credentials = Some(Credentials { pid: v.pid, uid: v.uid, gid: v.gid }),
             Ext::Security(v) => self.security = Some(Text::escaped(v)),
             Ext::PidFd(v) => self.pidfd = Some(v),
-            Ext::Comm(v) => self.comm = Some(Text::escaped(v)),
-            Ext::Program(v) => self.program = Some(Text::escaped(v)),
+            Ext::Comm(v) => self.comm = Some(Text::escaped_name(v)),
+            Ext::Program(v) => self.program = Some(Text::escaped_name(v)),
             Ext::Untraced(v) => self.untraced = Some(Text::escaped(v)),
             Ext::Errno(v) => {
                 let number = v.cast_signed();

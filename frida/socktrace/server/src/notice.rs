@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::printable::sentence;
+
 static SILENT: AtomicBool = AtomicBool::new(false);
 
 /// From now on [`notice`] writes nothing: for tests that make a server complain by the thousand.
@@ -12,7 +14,8 @@ pub fn silence_notices() {
     SILENT.store(true, Ordering::Relaxed);
 }
 
-/// Writes one line to standard error, with the program's name before it.
+/// Writes one line to standard error, with the program's name before it. Whatever names and messages from elsewhere are in
+/// it, it is one line and printable.
 ///
 /// Not `eprintln!`, which panics when standard error is closed or on a full disk: the server goes on.
 pub fn notice(text: &str) {
@@ -21,7 +24,7 @@ pub fn notice(text: &str) {
     }
     let program = std::env::args_os().next();
     let program = program.as_deref().and_then(|p| Path::new(p).file_name()).and_then(|p| p.to_str());
-    let line = format!("{}: {text}\n", program.unwrap_or("socktrace-server"));
+    let line = format!("{}: {}\n", sentence(program.unwrap_or("socktrace-server")), sentence(text));
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 

@@ -1,24 +1,41 @@
 //! Reads back what [`record`](crate::record) has written: events.jsonl, and the payload files that its events speak of.
+//!
+//! A recording may be anybody's and hold anything. Only regular files in its directory are opened, a line, an event's
+//! bytes and all that is remembered have a limit, and what is left out for one is said.
+
+mod lines;
+mod ordered;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::event::{Direction, Event, EventType};
 use crate::events_file::NAME as EVENTS;
+use lines::Lines;
+pub use ordered::{Held, Ordered, time_of};
 
 /// So many payload files are open at once.
 const MAX_OPEN: usize = 128;
+/// Of so many payload files it is known where the next event's bytes are, at some 50 bytes each.
+const MAX_FILES: usize = 4 << 20;
+/// So many gaps in one payload file are known: an outage leaves one.
+const MAX_HOLES: usize = 16 << 10;
+/// No event has more bytes than a frame takes.
+const MAX_PAYLOAD: usize = gttr::MAX_PAYLOAD_LEN as usize;
 
 /// Bytes that a payload file lacks: at this offset in the file, so many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Hole {
     at: u64,
     len: u64,
+    /// Where it begins, counted in bytes that events speak of.
+    begin: u64,
 }
 
 /// One payload file, as far as its events have been read.
@@ -26,6 +43,10 @@ struct Hole {
 struct Position {
     /// Bytes that its data events speak of, so far.
     spoken_of: u64,
+    /// Whether there was any data event yet.
+    is_known: bool,
+    /// Whether it has more holes than are known.
+    is_lost: bool,
     holes: Vec<Hole>,
 }
 
@@ -52,10 +73,10 @@ pub struct Location {
 #[derive(Debug)]
 pub struct Recording {
     folder: PathBuf,
-    events: BufReader<File>,
-    /// The beginning of a line whose end is not there yet.
-    torn: Vec<u8>,
-    positions: HashMap<String, Position>,
+    lines: Lines,
+    /// By the files' names, hashed with a key of our own: nobody can make two of them one.
+    positions: HashMap<u64, Position>,
+    names: RandomState,
     open: HashMap<String, File>,
     /// Whether events were lost between which payloads were written: where those of later events are, nobody knows.
     adrift: bool,
@@ -70,9 +91,14 @@ impl Recording {
     ///
     /// One line that says what the path is instead.
     pub fn open(folder: &Path) -> Result<Self> {
+        Ok(Self::survey(folder)?.0)
+    }
+
+    /// Opens a recording and reads it once, as far as it goes now, for what must be known before: holes, and times.
+    fn survey(folder: &Path) -> Result<(Self, ordered::Survey, u64)> {
         let path = folder.join(EVENTS);
         let shown = folder.display();
-        let file = File::open(&path).map_err(|error| match error.kind() {
+        let file = lines::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if folder.is_dir() => anyhow::anyhow!("{shown}: no recording: it has no {EVENTS}"),
             io::ErrorKind::NotFound => anyhow::anyhow!("{shown}: no such directory"),
             io::ErrorKind::NotADirectory => {
@@ -80,64 +106,106 @@ impl Recording {
                     "{shown}: not a directory: what is wanted is the one that was given to -w or to the server"
                 )
             }
+            io::ErrorKind::InvalidInput => anyhow::anyhow!("{}: no recording: {error}", path.display()),
             _ => anyhow::anyhow!("{}: cannot be read: {error}", path.display()),
         })?;
+        if lines::is_inflated(&file) {
+            anyhow::bail!("{}: no recording: it is nearly all a hole", path.display());
+        }
         let mut recording = Self {
             folder: folder.to_owned(),
-            events: BufReader::new(file),
-            torn: Vec::new(),
+            lines: Lines::new(file),
             positions: HashMap::new(),
+            names: RandomState::new(),
             open: HashMap::new(),
             adrift: false,
             omits_payload: false,
             unreadable: 0,
         };
-        // Events that tell of holes come after those whose bytes are missing.
-        recording.find_holes(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        Ok(recording)
+        let (survey, end) = recording.read_once().with_context(|| format!("{}: cannot be read", path.display()))?;
+        Ok((recording, survey, end))
     }
 
-    fn find_holes(&mut self, path: &Path) -> io::Result<()> {
-        let mut lines = BufReader::new(File::open(path)?);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 {
-            // A cheap look first: nearly all lines are others.
-            if line.starts_with(br#"{"type":"lost""#)
-                && let Ok(event) = serde_json::from_slice::<Event<'_>>(&line)
-            {
+    fn read_once(&mut self) -> io::Result<(ordered::Survey, u64)> {
+        let mut survey = ordered::Survey::default();
+        let end = self.events_len()?;
+        // What grows while it is read has no end.
+        while self.lines.at() < end {
+            let at = self.lines.at();
+            let Some(line) = self.next_line()? else { break };
+            let Some(event) = self.event(&line) else {
+                self.check_readable()?;
+                continue;
+            };
+            survey.note(at, &event);
+            // Events that tell of holes come after those whose bytes are missing.
+            if event.kind == EventType::Lost {
                 self.note_hole(&event);
             }
-            line.clear();
         }
-        Ok(())
+        let end = self.lines.at();
+        self.lines.rewind()?;
+        (self.adrift, self.unreadable) = (false, 0);
+        Ok((survey, end))
     }
 
     fn note_hole(&mut self, event: &Event<'_>) {
         let (Some(name), Some(at), Some(len)) = (payload_name(event), event.offset, event.bytes) else { return };
-        let holes = &mut self.positions.entry(name).or_default().holes;
-        let hole = Hole { at, len };
-        if !holes.contains(&hole) {
-            holes.push(hole);
-            holes.sort_by_key(|hole| hole.at);
+        let Some(position) = self.position(&name) else { return };
+        let holes = &mut position.holes;
+        let place = holes.partition_point(|hole| hole.at <= at);
+        if holes[..place].iter().rev().take_while(|hole| hole.at == at).any(|hole| hole.len == len) {
+            return;
         }
+        if holes.len() >= MAX_HOLES {
+            position.is_lost = true;
+            return;
+        }
+        holes.insert(place, Hole { at, len, begin: 0 });
+        let mut lost = holes[..place].last().map_or(0, |hole| (hole.begin - hole.at).saturating_add(hole.len));
+        for hole in &mut holes[place..] {
+            hole.begin = hole.at.saturating_add(lost);
+            lost = (hole.begin - hole.at).saturating_add(hole.len);
+        }
+    }
+
+    /// What is known of a payload file; `None`: too many are, to note a new one.
+    fn position(&mut self, name: &str) -> Option<&mut Position> {
+        let key = self.names.hash_one(name);
+        if self.positions.len() >= MAX_FILES && !self.positions.contains_key(&key) {
+            return None;
+        }
+        Some(self.positions.entry(key).or_default())
     }
 
     /// The next whole line, without its end; None if there is none yet.
     ///
     /// # Errors
     ///
-    /// Those of read(2).
+    /// Those of read(2), and a line that is longer than any of ours.
     pub fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        self.events.read_until(b'\n', &mut self.torn)?;
-        if self.torn.pop_if(|last| *last == b'\n').is_none() {
-            return Ok(None);
+        self.lines.next()
+    }
+
+    /// # Errors
+    ///
+    /// So much of the file is no events that it is something else.
+    pub fn check_readable(&self) -> io::Result<()> {
+        if self.unreadable < lines::MAX_UNREADABLE {
+            return Ok(());
         }
-        Ok(Some(std::mem::take(&mut self.torn)))
+        let why = format!("no recording: {} of its lines are no events", self.unreadable);
+        Err(io::Error::new(io::ErrorKind::InvalidData, why))
+    }
+
+    /// Where in events.jsonl the next line begins.
+    pub fn at(&self) -> u64 {
+        self.lines.at()
     }
 
     /// Bytes of the last line, which has no end.
     pub fn torn_len(&self) -> usize {
-        self.torn.len()
+        self.lines.torn_len()
     }
 
     /// How long events.jsonl is by now, in bytes.
@@ -146,14 +214,23 @@ impl Recording {
     ///
     /// Those of fstat(2).
     pub fn events_len(&self) -> io::Result<u64> {
-        Ok(self.events.get_ref().metadata()?.len())
+        Ok(self.lines.file().metadata()?.len())
+    }
+
+    /// Whether the directory's events.jsonl is still the file that is read, and no shorter than what was read of it.
+    pub fn is_in_place(&self) -> bool {
+        let (ours, there) = (self.lines.file().metadata(), std::fs::symlink_metadata(self.folder.join(EVENTS)));
+        let (Ok(ours), Ok(there)) = (ours, there) else { return false };
+        (ours.dev(), ours.ino()) == (there.dev(), there.ino()) && there.len() >= self.at() + self.torn_len() as u64
     }
 
     /// The event of a line; None, and counted, if it is none.
     pub fn event<'a>(&mut self, line: &'a [u8]) -> Option<Event<'a>> {
+        // An array of the fields' values would do, too.
+        let is_object = line.trim_ascii_start().starts_with(b"{");
         match serde_json::from_slice(line) {
-            Ok(event) => Some(event),
-            Err(_) => {
+            Ok(event) if is_object => Some(event),
+            _ => {
                 self.unreadable += 1;
                 self.adrift = true;
                 None
@@ -198,18 +275,26 @@ impl Recording {
         let Some(name) = payload_name(event) else {
             return Location { missing: Some("its event names no payload file"), ..Location::default() };
         };
-        let is_new = !self.positions.contains_key(&name);
-        let position = self.positions.entry(name.clone()).or_default();
-        let from = position.spoken_of;
-        position.spoken_of = from.saturating_add(size);
+        let is_adrift = self.adrift;
+        let Some(position) = self.position(&name) else {
+            return Location {
+                missing: Some("there are more payload files than can be followed"),
+                ..Location::default()
+            };
+        };
+        let (from, is_new) = (position.spoken_of, !position.is_known);
+        (position.spoken_of, position.is_known) = (from.saturating_add(size), true);
         if size == 0 {
             return Location::default();
         }
-        if self.adrift && !is_new {
+        if is_adrift && !is_new {
             return Location {
                 missing: Some("events were lost, so where its bytes are is not known"),
                 ..Location::default()
             };
+        }
+        if position.is_lost {
+            return Location { missing: Some("its payload file has too many gaps"), ..Location::default() };
         }
         let (at, len) = locate(&position.holes, from, size);
         Location { name, at, len, missing: (len < size).then_some("bytes were lost") }
@@ -217,20 +302,34 @@ impl Recording {
 
     /// Up to `max` of the bytes at a location.
     pub fn read(&mut self, location: &Location, max: usize) -> Payload {
+        let max = max.min(MAX_PAYLOAD);
         let wanted = location.len.min(max as u64);
+        let too_long = location.len > MAX_PAYLOAD as u64 && max == MAX_PAYLOAD;
         if wanted == 0 {
             return Payload { bytes: Vec::new(), missing: location.missing };
         }
         // An event's size is what somebody wrote into a file: memory is taken for bytes that are there.
         let (mut bytes, mut read) = (Vec::new(), 0);
         if let Ok(file) = self.file(&location.name) {
+            if lines::is_inflated(file) {
+                return Payload {
+                    bytes,
+                    missing: Some("its payload file is nearly all a hole, which socktrace makes none of"),
+                };
+            }
             let there = file.metadata().map_or(0, |file| file.len().saturating_sub(location.at));
             bytes = vec![0; usize::try_from(wanted.min(there)).unwrap_or(max)];
             read = read_up_to(file, &mut bytes, location.at).unwrap_or(0);
         }
         bytes.truncate(read);
-        let ends_before = (read as u64) < wanted;
-        Payload { bytes, missing: if ends_before { Some("the payload file ends before") } else { location.missing } }
+        let missing = if (read as u64) < wanted {
+            Some("the payload file ends before")
+        } else if too_long {
+            Some("no event has so many bytes")
+        } else {
+            location.missing
+        };
+        Payload { bytes, missing }
     }
 
     /// The first bytes of a data event's payload file, at most `max`; none if they are not there.
@@ -244,7 +343,7 @@ impl Recording {
         let Some(base) = event.payload_file() else { return };
         for direction in [Direction::In, Direction::Out] {
             let name = format!("{base}{}", direction.file_suffix());
-            self.positions.remove(&name);
+            self.positions.remove(&self.names.hash_one(&name));
             self.open.remove(&name);
         }
     }
@@ -254,10 +353,7 @@ impl Recording {
             if self.open.len() >= MAX_OPEN {
                 self.open.clear();
             }
-            let mut options = fs::OpenOptions::new();
-            // Not to wait for a FIFO, nor to be led out of the directory.
-            options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-            self.open.insert(name.to_owned(), options.open(self.folder.join(name))?);
+            self.open.insert(name.to_owned(), lines::open(&self.folder.join(name))?);
         }
         self.open.get(name).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -269,26 +365,22 @@ fn payload_name(event: &Event<'_>) -> Option<String> {
 
 /// Where in the file the bytes from `from` on are, and how many of `size` are there before a hole.
 fn locate(holes: &[Hole], from: u64, size: u64) -> (u64, u64) {
-    let mut lost = 0_u64;
-    for hole in holes {
-        // Where the hole begins, counted in bytes that events speak of.
-        let begin = hole.at.saturating_add(lost);
-        let end = begin.saturating_add(hole.len);
-        if from < begin {
-            return (from - lost, size.min(begin - from));
-        }
-        if from < end {
+    let next = holes.partition_point(|hole| hole.begin <= from);
+    let mut lost = 0;
+    if let Some(hole) = holes[..next].last() {
+        if from < hole.begin.saturating_add(hole.len) {
             return (hole.at, 0);
         }
-        lost = lost.saturating_add(hole.len);
+        lost = (hole.begin - hole.at).saturating_add(hole.len);
     }
-    (from.saturating_sub(lost), size)
+    let until = holes.get(next).map_or(u64::MAX, |hole| hole.begin);
+    (from.saturating_sub(lost), size.min(until - from))
 }
 
 fn read_up_to(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], at + filled as u64) {
+        match file.read_at(&mut bytes[filled..], at.saturating_add(filled as u64)) {
             Ok(0) => break,
             Ok(len) => filled += len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -304,7 +396,7 @@ mod tests {
 
     #[test]
     fn bytes_around_holes() {
-        let holes = [Hole { at: 10, len: 5 }, Hole { at: 20, len: 100 }];
+        let holes = [Hole { at: 10, len: 5, begin: 10 }, Hole { at: 20, len: 100, begin: 25 }];
         assert_eq!(locate(&holes, 0, 4), (0, 4));
         assert_eq!(locate(&holes, 8, 4), (8, 2));
         assert_eq!(locate(&holes, 10, 5), (10, 0));

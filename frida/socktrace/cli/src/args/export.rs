@@ -1,5 +1,6 @@
 //! The command line of `export` and `extcap`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -35,7 +36,7 @@ pub struct ExportArgs {
     pub decode: Vec<String>,
     /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
     #[arg(long, value_name = "GLOB", help_heading = "Filters")]
-    pub path: Vec<String>,
+    pub path: Vec<OsString>,
     /// Processes with this id. Repeatable
     #[arg(long, help_heading = "Filters")]
     pub pid: Vec<u32>,
@@ -88,7 +89,7 @@ pub struct ExtcapArgs {
     pub pid: Vec<u32>,
     /// Trace every process of yours with this name, through Frida
     #[arg(long, help_heading = "Options of the interface")]
-    pub name: Option<String>,
+    pub name: Option<OsString>,
     /// Patterns of socket paths, as run has them, with spaces between
     #[arg(long, value_name = "GLOBS", help_heading = "Options of the interface")]
     pub path: Option<String>,

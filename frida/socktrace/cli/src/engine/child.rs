@@ -37,7 +37,8 @@ extern "C" fn note_what_there_is() {
     }
 }
 
-fn is_ignored(signal: i32) -> bool {
+/// Whether a signal is ignored.
+pub fn is_ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: only asks; zeroed memory is a valid sigaction.
     unsafe {

@@ -1,5 +1,6 @@
 //! A running process, looked at before Frida is asked into it: what Frida alone would do to some cannot be undone.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -216,15 +217,15 @@ pub fn name_of(pid: u32) -> Option<String> {
 }
 
 /// Processes with this name, or of an executable of this name.
-pub fn named(name: &str) -> Vec<u32> {
+pub fn named(name: &OsStr) -> Vec<u32> {
     let own = std::process::id();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let is_named = |pid: u32| {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
         let exe: Option<PathBuf> = fs::read_link(format!("/proc/{pid}/exe")).ok();
-        comm.trim_end_matches('\n') == name
-            || exe.as_deref().and_then(Path::file_name).is_some_and(|file| file.to_str() == Some(name))
+        comm.strip_suffix(b"\n").unwrap_or(&comm) == name.as_bytes()
+            || exe.as_deref().and_then(Path::file_name).is_some_and(|file| file == name)
     };
     pids.filter(|&pid| pid != own && is_named(pid)).collect()
 }

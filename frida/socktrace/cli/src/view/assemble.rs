@@ -9,6 +9,10 @@ use super::clock::time_of;
 
 /// So much of one message is kept until its last part is there, in bytes; beyond that it is shown in pieces.
 const MAX_KEPT: usize = 16 << 20;
+/// And so much of all of them.
+const MAX_KEPT_OF_ALL: usize = 64 << 20;
+/// SCM_MAX_FD, unix(7): no message carries more descriptors.
+const MAX_FDS: usize = 253;
 /// So many messages may lack their last part; an agent that dies leaves one a thread.
 const MAX_PENDING: usize = 1024;
 
@@ -38,6 +42,8 @@ type Key = (String, Option<Direction>, Option<ProcessId>, Option<u32>);
 #[derive(Debug, Default)]
 pub struct Assembler {
     pending: HashMap<Key, (u32, Message)>,
+    /// Bytes of all of them.
+    kept: usize,
 }
 
 impl Assembler {
@@ -52,34 +58,39 @@ impl Assembler {
         let conn_id = event.conn_id.as_deref().unwrap_or_default().to_owned();
         let key: Key = (conn_id, event.direction, event.process(), event.tid);
         let mut done = Vec::new();
-        match self.pending.remove(&key) {
+        let begun = self.pending.remove(&key);
+        self.kept -= begun.as_ref().map_or(0, |(_, begun)| begun.bytes.len());
+        match begun {
             Some((next, mut begun)) if next == part && begun.bytes.len() + bytes.len() <= MAX_KEPT => {
                 // Behind a gap the rest would stand in the wrong place.
                 if begun.bytes.len() as u64 == begun.size {
                     begun.bytes.extend_from_slice(bytes);
                 }
-                begun.size += event.size.unwrap_or(0);
+                begun.size = begun.size.saturating_add(event.size.unwrap_or(0));
                 begun.missing = begun.missing.or(missing);
-                self.keep_or_finish(key, part + 1, parts, begun, &mut done);
+                self.keep_or_finish(key, part.saturating_add(1), parts, begun, &mut done);
             }
             begun => {
                 done.extend(begun.map(|(_, begun)| begun));
-                self.keep_or_finish(key, part + 1, parts, message(event, bytes, missing), &mut done);
+                self.keep_or_finish(key, part.saturating_add(1), parts, message(event, bytes, missing), &mut done);
             }
         }
         done
     }
 
     fn keep_or_finish(&mut self, key: Key, next: u32, parts: u32, message: Message, done: &mut Vec<Message>) {
-        if next >= parts || self.pending.len() >= MAX_PENDING {
+        let is_full = self.pending.len() >= MAX_PENDING || self.kept + message.bytes.len() > MAX_KEPT_OF_ALL;
+        if next >= parts || is_full {
             done.push(message);
         } else {
+            self.kept += message.bytes.len();
             self.pending.insert(key, (next, message));
         }
     }
 
     /// What will not be completed any more.
     pub fn rest(&mut self) -> Vec<Message> {
+        self.kept = 0;
         let mut rest: Vec<_> = self.pending.drain().map(|(_, (_, message))| message).collect();
         rest.sort_by_key(|message| message.ns);
         rest
@@ -111,8 +122,9 @@ fn details(event: &Event<'_>) -> String {
         all.push(format!("{bytes} bytes not captured"));
     }
     if let Some(fds) = &event.fds {
-        let fds = fds.iter().map(|fd| format!("{} {}", fd.fd, &*fd.what).trim_end().to_owned());
-        all.push(format!("fds {}", fds.collect::<Vec<_>>().join(", ")));
+        let shown = fds.iter().take(MAX_FDS).map(|fd| format!("{} {}", fd.fd, &*fd.what).trim_end().to_owned());
+        let more = if fds.len() > MAX_FDS { format!(", … {} more", fds.len() - MAX_FDS) } else { String::new() };
+        all.push(format!("fds {}{more}", shown.collect::<Vec<_>>().join(", ")));
     }
     if let Some(sender) = &event.credentials {
         all.push(format!("from pid {}, uid {}, gid {}", sender.pid, sender.uid, sender.gid));

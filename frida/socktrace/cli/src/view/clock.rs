@@ -2,14 +2,9 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use socktrace_server::Event;
+pub use socktrace_server::recording::time_of;
 
 use crate::args::TimeArg;
-
-/// Nanoseconds since the Unix epoch.
-pub fn time_of(event: &Event<'_>) -> u64 {
-    event.ts_ns.unwrap_or_else(|| event.ts_ms.saturating_mul(1_000_000))
-}
 
 /// Writes times.
 #[derive(Debug)]

@@ -2,14 +2,14 @@
 
 use anstyle::{AnsiColor, Style as Colour};
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType, errno};
+use socktrace_server::{Event, EventType, errno, printable};
 
 use super::assemble::Message;
 use super::connections::{Connection, Connections};
 use super::processes::{Processes, label};
 use super::table::{self, Row};
 use super::unseen::NOT_ASKED_FOR;
-use super::{Payload, Style, escape, hexdump};
+use super::{Payload, Style, hexdump};
 use crate::summary::{self, Context};
 
 /// So much of a payload is shown behind the line, in bytes.
@@ -41,6 +41,15 @@ impl Line {
     }
 
     fn coloured(&mut self, colour: Colour, text: &str) {
+        self.bytes(colour, text.as_bytes());
+    }
+
+    /// Text with names in it, as events have them (docs/gttr.md, "Names").
+    fn named(&mut self, colour: Colour, escaped: &str) {
+        self.bytes(colour, &unescaped(escaped));
+    }
+
+    fn bytes(&mut self, colour: Colour, text: &[u8]) {
         if text.is_empty() {
             return;
         }
@@ -50,7 +59,7 @@ impl Line {
         if self.style.colour {
             self.text.push_str(&colour.render().to_string());
         }
-        escape::push(&mut self.text, text.as_bytes(), self.style.utf8);
+        printable::push(&mut self.text, text, self.style.utf8);
         if self.style.colour {
             self.text.push_str(&colour.render_reset().to_string());
         }
@@ -70,6 +79,10 @@ impl Line {
     }
 }
 
+fn unescaped(name: &str) -> Vec<u8> {
+    gttr::unescape_path(name.as_bytes()).collect()
+}
+
 fn ellipsis(style: Style) -> &'static str {
     if style.utf8 { "…" } else { "..." }
 }
@@ -83,7 +96,7 @@ fn peer_of(connection: Option<&Connection>, processes: &Processes, connections: 
 pub fn message(message: &Message, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
     let connection = connections.get(&message.conn_id);
     if let Some(process) = message.process {
-        line.coloured(NAME, &processes.show(process));
+        line.named(NAME, &processes.show(process));
     }
     let arrows = if line.style.utf8 { ["→", "←"] } else { ["->", "<-"] };
     match message.direction {
@@ -91,15 +104,15 @@ pub fn message(message: &Message, mut line: Line, processes: &Processes, connect
         Some(Direction::In) => line.coloured(IN, arrows[1]),
         None => {}
     }
-    line.coloured(PATH, shown_path(&message.path));
+    line.named(PATH, shown_path(&message.path));
     let peer = peer_of(connection, processes, connections);
-    line.coloured(NAME, &peer);
+    line.named(NAME, &peer);
     line.plain(&size(message));
     if let Some(missing) = message.missing {
         line.coloured(BAD, &format!("({missing})"));
     }
     if !message.details.is_empty() {
-        line.coloured(DIM, &format!("({})", message.details));
+        line.named(DIM, &format!("({})", message.details));
     }
     let summary = summary_of(message, connection);
     if let Some(summary) = &summary {
@@ -146,9 +159,9 @@ fn summary_of(message: &Message, connection: Option<&Connection>) -> Option<Stri
 fn preview(line: &mut Line, message: &Message) {
     let len = cut(&message.bytes, PREVIEW_LEN);
     line.text.push_str(" \"");
-    escape::push(&mut line.text, &message.bytes[..len], line.style.utf8);
+    printable::push(&mut line.text, &message.bytes[..len], line.style.utf8);
     line.text.push('"');
-    if let more @ 1.. = message.size - len as u64 {
+    if let more @ 1.. = message.size.saturating_sub(len as u64) {
         line.plain(&more_bytes(more, line.ellipsis()));
     }
 }
@@ -177,12 +190,12 @@ fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
     let mut text = String::new();
     if len > 0 {
         match style.payload {
-            Payload::Text => escape::push_lines(&mut text, &bytes[..len], style.utf8, INDENT),
+            Payload::Text => printable::push_lines(&mut text, &bytes[..len], style.utf8, INDENT),
             _ => hexdump::push(&mut text, &bytes[..len], INDENT),
         }
     }
     // What is missing has been said in the line.
-    if let more @ 1.. = message.size - len as u64
+    if let more @ 1.. = message.size.saturating_sub(len as u64)
         && (message.missing.is_none() || len < bytes.len())
     {
         text.push_str(&format!("{INDENT}{}\n", more_bytes(more, ellipsis(style))));
@@ -193,7 +206,7 @@ fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
 /// The line of an event that is no message; none for what only the recording needs.
 pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
     if let Some(process) = event.process() {
-        line.coloured(NAME, &processes.show(process));
+        line.named(NAME, &processes.show(process));
     }
     let text = |text: &Option<socktrace_server::event::Text<'_>>| text.as_deref().unwrap_or_default().to_owned();
     let connection = event.conn_id.as_deref().and_then(|id| connections.get(id));
@@ -210,16 +223,16 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
                 _ => "listen",
             };
             line.plain(word);
-            line.coloured(PATH, shown_path(&path));
+            line.named(PATH, shown_path(&path));
             if event.kind == EventType::Open {
                 let peer = peer_of(connection, processes, connections);
-                line.coloured(NAME, &peer);
+                line.named(NAME, &peer);
             }
-            line.coloured(DIM, &format!("({})", text(&event.how)));
+            line.named(DIM, &format!("({})", text(&event.how)));
         }
         EventType::Start | EventType::Fork => {
             line.plain(if event.kind == EventType::Start { "start" } else { "fork" });
-            line.plain(&text(&event.exe));
+            line.named(Colour::new(), &text(&event.exe));
             // Of a process in another pid namespace it is a number there.
             if let (Some(ppid), None) = (event.ppid, event.host_pid) {
                 line.coloured(DIM, &format!("(child of {ppid})"));
@@ -229,7 +242,7 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
         EventType::Exec => match event.untraced.as_deref() {
             Some(why) => {
                 line.plain("executes");
-                line.coloured(PATH, &text(&event.program));
+                line.named(PATH, &text(&event.program));
                 let colour = if why == NOT_ASKED_FOR { DIM } else { BAD };
                 line.coloured(colour, &format!("(not traced: {why})"));
             }
@@ -239,28 +252,28 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
         EventType::Exit => match event.status {
             Some(0) => return,
             Some(status) => line.plain(&format!("exited {status}")),
-            None => line.plain(&format!("exit {}", text(&event.raw))),
+            None => line.named(Colour::new(), &format!("exit {}", text(&event.raw))),
         },
         EventType::Fail => {
             line.plain(&text(&event.call));
-            line.coloured(PATH, event.program.as_deref().unwrap_or(shown_path(&path)));
+            line.named(PATH, event.program.as_deref().unwrap_or(shown_path(&path)));
             line.coloured(BAD, &failure(event));
         }
         EventType::Eof => {
             line.plain("end of file");
-            line.coloured(PATH, shown_path(&path));
+            line.named(PATH, shown_path(&path));
             let peer = peer_of(connection, processes, connections);
-            line.coloured(NAME, &peer);
+            line.named(NAME, &peer);
         }
-        EventType::Error => line.coloured(BAD, &format!("error: {}", text(&event.raw))),
+        EventType::Error => line.named(BAD, &format!("error: {}", text(&event.raw))),
         EventType::BadFrame => {
             let (size, error) = (event.size.unwrap_or(0), text(&event.error));
             line.coloured(BAD, &format!("bad frame: {size} bytes: {error}"));
         }
         EventType::Lost => {
             let (events, bytes) = (event.events.unwrap_or(0), event.bytes.unwrap_or(0));
-            line.coloured(BAD, &format!("LOST {events} events, {bytes} bytes: {}", text(&event.reason)));
-            line.coloured(PATH, &path);
+            line.named(BAD, &format!("LOST {events} events, {bytes} bytes: {}", text(&event.reason)));
+            line.named(PATH, &path);
         }
         _ => return,
     }
@@ -284,7 +297,7 @@ fn failure(event: &Event<'_>) -> String {
 pub fn table(style: Style, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
     let escaped = |text: &str| {
         let mut escaped = String::new();
-        escape::push(&mut escaped, text.as_bytes(), style.utf8);
+        printable::push(&mut escaped, &unescaped(text), style.utf8);
         escaped
     };
     let row = |connection: &Connection, processes: &Processes| Row {
@@ -297,9 +310,10 @@ pub fn table(style: Style, processes: &Processes, connections: &Connections, to:
         received: (connection.received.messages, connection.received.bytes),
         duration_ns: connection.duration_ns(),
     };
-    let rows = connections.sorted().into_iter().map(|connection| row(connection, processes)).collect();
+    let (busiest, hidden) = connections.busiest(table::MAX_ROWS);
+    let rows = busiest.into_iter().map(|connection| row(connection, processes)).collect();
     to.push(b'\n');
-    for (number, line) in table::lines(rows, ellipsis(style)).into_iter().enumerate() {
+    for (number, line) in table::lines(rows, hidden, ellipsis(style)).into_iter().enumerate() {
         let colour = if number == 0 && style.colour { PATH } else { Colour::new() };
         to.extend_from_slice(format!("{}{line}{}\n", colour.render(), colour.render_reset()).as_bytes());
     }

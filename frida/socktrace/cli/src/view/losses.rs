@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use socktrace_server::{Event, EventType, ProcessId};
+use socktrace_server::{Event, EventType, ProcessId, printable};
 
 /// Event numbers of one process, which leave no gaps but where events are lost.
 #[derive(Debug, Default)]
@@ -16,9 +16,15 @@ pub struct Numbers {
 
 impl Numbers {
     fn untold(&self) -> u64 {
-        (self.last - self.first + 1).saturating_sub(self.seen).saturating_sub(self.told)
+        (self.last - self.first).saturating_add(1).saturating_sub(self.seen).saturating_sub(self.told)
     }
 }
+
+/// So many reasons and processes are told apart.
+const MAX_REASONS: usize = 64;
+const MAX_PROCESSES: usize = 1 << 20;
+/// More of a reason is not shown, in bytes.
+const MAX_REASON_LEN: usize = 400;
 
 /// The account.
 #[derive(Debug, Default)]
@@ -36,10 +42,13 @@ impl Losses {
         match event.kind {
             EventType::BadFrame => self.bad_frames += 1,
             EventType::Lost => {
-                let reason = event.reason.as_deref().unwrap_or("for a reason not given").to_owned();
-                let (events, bytes) = self.told.entry(reason).or_default();
-                *events += event.events.unwrap_or(0);
-                *bytes += event.bytes.unwrap_or(0);
+                let reason = event.reason.as_deref().unwrap_or("for a reason not given");
+                let reason = printable::beginning(reason, MAX_REASON_LEN);
+                let is_known = self.told.len() < MAX_REASONS || self.told.contains_key(reason);
+                let reason = if is_known { reason } else { "for other reasons" };
+                let (events, bytes) = self.told.entry(reason.to_owned()).or_default();
+                *events = events.saturating_add(event.events.unwrap_or(0));
+                *bytes = bytes.saturating_add(event.bytes.unwrap_or(0));
             }
             _ => {}
         }
@@ -51,16 +60,19 @@ impl Losses {
         }
         let Some(numbers) = self.note_number(process, event.seq) else { return };
         if event.kind == EventType::Lost {
-            numbers.told += event.events.unwrap_or(0);
+            numbers.told = numbers.told.saturating_add(event.events.unwrap_or(0));
         }
     }
 
     /// Notes the number of a process's event.
     pub fn note_number(&mut self, process: ProcessId, seq: Option<u64>) -> Option<&mut Numbers> {
         let seq = seq?;
+        if self.numbers.len() >= MAX_PROCESSES && !self.numbers.contains_key(&process) {
+            return None;
+        }
         let numbers = self.numbers.entry(process).or_default();
         if seq == 1 && numbers.seen > 0 {
-            self.former_gaps += numbers.untold();
+            self.former_gaps = self.former_gaps.saturating_add(numbers.untold());
             *numbers = Numbers::default();
         }
         if numbers.seen == 0 {
@@ -83,7 +95,8 @@ impl Losses {
             };
             all.push(format!("LOST: {what}: {reason}"));
         }
-        let gaps = self.former_gaps + self.numbers.values().map(Numbers::untold).sum::<u64>();
+        let untold = self.numbers.values().map(Numbers::untold);
+        let gaps = untold.fold(self.former_gaps, u64::saturating_add);
         if gaps > 0 {
             all.push(format!("LOST: {gaps} events never arrived; their processes ended before they could say why"));
         }

@@ -3,8 +3,8 @@
 mod assemble;
 mod clock;
 mod connections;
-mod escape;
 mod hexdump;
+mod json;
 mod line;
 pub mod losses;
 mod processes;
@@ -16,10 +16,12 @@ use socktrace_server::{Event, EventType};
 
 use crate::args::ViewArgs;
 use crate::filter::Selection;
+use crate::output::Lines;
 use crate::summary;
 use assemble::{Assembler, Message};
 use clock::{Clock, time_of};
 use connections::Connections;
+use json::Payloads;
 use line::Line;
 use losses::Losses;
 use processes::Processes;
@@ -109,8 +111,8 @@ impl View {
 
     /// So many bytes of a payload are needed to show it.
     pub fn needed_bytes(&self) -> usize {
-        let all = self.selection.looks_inside() || self.style.payload == Payload::Full;
-        if all && !self.style.json || self.selection.looks_inside() { usize::MAX } else { summary::MAX_LEN }
+        let all = self.selection.looks_inside() || self.style.payload == Payload::Full || self.style.json;
+        if all { usize::MAX } else { summary::MAX_LEN }
     }
 
     /// Learns from an event that is not shown, whatever the reason.
@@ -161,11 +163,12 @@ impl View {
         payload: &[u8],
         missing: Option<&'static str>,
         json: Option<&[u8]>,
-        to: &mut Vec<u8>,
+        to: &mut Lines,
     ) {
         self.learn(event);
         if self.style.json {
-            self.show_json(event, payload, json, to);
+            self.show_json(event, (payload, missing), json, &mut to.bytes);
+            to.mark(time_of(event));
             return;
         }
         self.connections.note(event, &self.processes);
@@ -178,32 +181,25 @@ impl View {
             }
         } else if self.selection.wants_event(event.kind) && (!is_process(event) || self.selection.wants_processes()) {
             let time = self.clock.show(time_of(event));
-            line::event(event, Line::new(self.style, time), &self.processes, &self.connections, to);
+            line::event(event, Line::new(self.style, time), &self.processes, &self.connections, &mut to.bytes);
+            to.mark(time_of(event));
         }
     }
 
-    fn show_json(&mut self, event: &Event<'_>, payload: &[u8], json: Option<&[u8]>, to: &mut Vec<u8>) {
+    fn show_json(&mut self, event: &Event<'_>, payload: Payloads<'_>, json: Option<&[u8]>, to: &mut Vec<u8>) {
         let wanted = match event.kind {
-            EventType::Data => self.selection.wants(event.direction, payload),
+            EventType::Data => self.selection.wants(event.direction, payload.0),
             kind => self.selection.wants_event(kind),
         };
         if event.kind == EventType::Data {
             *(if wanted { &mut self.shown } else { &mut self.filtered }) += 1;
         }
-        if !wanted {
-            return;
+        if wanted {
+            json::push(event, payload, json, to);
         }
-        let before = to.len();
-        match json {
-            Some(json) => to.extend_from_slice(json),
-            // Strings and numbers into memory do not fail.
-            None if serde_json::to_writer(&mut *to, event).is_err() => return to.truncate(before),
-            None => {}
-        }
-        to.push(b'\n');
     }
 
-    fn show_message(&mut self, message: &Message, to: &mut Vec<u8>) {
+    fn show_message(&mut self, message: &Message, to: &mut Lines) {
         if !self.selection.wants(message.direction, &message.bytes) {
             self.filtered += 1;
             return;
@@ -211,16 +207,18 @@ impl View {
         self.shown += 1;
         self.connections.count(message, &self.processes);
         let time = self.clock.show(message.ns);
-        line::message(message, Line::new(self.style, time), &self.processes, &self.connections, to);
+        line::message(message, Line::new(self.style, time), &self.processes, &self.connections, &mut to.bytes);
+        to.mark(message.ns);
     }
 
     /// The end: messages whose last parts never came, and the table.
-    pub fn finish(&mut self, to: &mut Vec<u8>) {
+    pub fn finish(&mut self, to: &mut Lines) {
         for message in self.assembler.rest() {
             self.show_message(&message, to);
         }
         if !self.style.json && self.connections.len() > 0 {
-            line::table(self.style, &self.processes, &self.connections, to);
+            line::table(self.style, &self.processes, &self.connections, &mut to.bytes);
+            to.mark(u64::MAX);
         }
     }
 

@@ -4,7 +4,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 
-use socktrace_server::{Event, EventType, ProcessId, process_name};
+use socktrace_server::{Event, EventType, ProcessId, printable, process_name};
+
+/// So many processes are told apart.
+const MAX_PROCESSES: usize = 1 << 20;
+/// NAME_MAX, each byte written `\xNN`: more of a name is not shown.
+const MAX_NAME_LEN: usize = 4 * 255;
 
 use super::clock::time_of;
 
@@ -44,10 +49,14 @@ impl Processes {
     /// Learns from an event.
     pub fn note(&mut self, event: &Event<'_>) {
         let Some(process) = event.process() else { return };
+        if !self.has_room_for(process) {
+            return;
+        }
         match event.kind {
             EventType::HostInit | EventType::HostShutdown => {}
             EventType::Start | EventType::Fork => {
-                let name = process_name(event.comm.as_deref(), event.exe.as_deref()).unwrap_or_default().into();
+                let name = process_name(event.comm.as_deref(), event.exe.as_deref()).unwrap_or_default();
+                let name = printable::beginning(name, MAX_NAME_LEN).into();
                 let started = self.started(process);
                 let before = self
                     .traced
@@ -88,13 +97,17 @@ impl Processes {
 
     /// Learns that there is such a process.
     pub fn note_process(&mut self, process: ProcessId) {
-        if self.last != Some(process) {
+        if self.last != Some(process) && self.has_room_for(process) {
             if !self.traced.contains_key(&process) {
                 let started = self.started(process);
                 self.traced.insert(process, Process { started, ..Process::default() });
             }
             self.last = Some(process);
         }
+    }
+
+    fn has_room_for(&self, process: ProcessId) -> bool {
+        self.traced.len() < MAX_PROCESSES || self.traced.contains_key(&process)
     }
 
     fn started(&self, process: ProcessId) -> Option<u64> {
@@ -147,7 +160,7 @@ impl Processes {
     pub fn show_peer(&self, process: ProcessId, exe: Option<&str>) -> String {
         match self.traced.get(&process) {
             Some(known) => label(&known.name, process),
-            None => label(process_name(None, exe).unwrap_or_default(), process),
+            None => label(printable::beginning(process_name(None, exe).unwrap_or_default(), MAX_NAME_LEN), process),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The table at the end: a line per connection.
 
 /// More connections than anybody reads; those with the most bytes are shown.
-const MAX_ROWS: usize = 50;
+pub const MAX_ROWS: usize = 50;
 /// Characters of a path that are shown: the end tells more than the beginning.
 const MAX_PATH: usize = 48;
 
@@ -21,21 +21,8 @@ pub struct Row {
 
 const HEAD: [&str; 6] = ["PATH", "PROCESS", "PEER", "SENT", "RECEIVED", "DURATION"];
 
-/// The table's lines; the first is its head. Texts are escaped already.
-pub fn lines(mut rows: Vec<Row>, ellipsis: &str) -> Vec<String> {
-    let hidden = rows.len().saturating_sub(MAX_ROWS);
-    if hidden > 0 {
-        let bytes = |row: &Row| row.sent.1 + row.received.1;
-        let mut order: Vec<_> = (0..rows.len()).collect();
-        order.sort_by_key(|&at| std::cmp::Reverse(bytes(&rows[at])));
-        let mut shown = vec![false; rows.len()];
-        order[..MAX_ROWS].iter().for_each(|&at| shown[at] = true);
-        let mut at = 0;
-        rows.retain(|_| {
-            at += 1;
-            shown[at - 1]
-        });
-    }
+/// The table's lines; the first is its head. Texts are escaped already. `hidden` connections had fewer bytes.
+pub fn lines(rows: Vec<Row>, hidden: usize, ellipsis: &str) -> Vec<String> {
     let mut cells: Vec<[String; 6]> = vec![HEAD.map(str::to_owned)];
     cells.extend(rows.iter().map(|row| {
         [
@@ -93,7 +80,7 @@ mod tests {
 
     #[test]
     fn columns_stand_below_each_other() {
-        let lines = lines(vec![row("/tmp/x", 1), row("", 1000)], "…");
+        let lines = lines(vec![row("/tmp/x", 1), row("", 1000)], 0, "…");
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[1], "/tmp/x     a[1]     b[2]     1 message, 1 B         -   1.234 s");
         assert!(lines[2].starts_with("(unnamed)  a[1]"));
@@ -101,9 +88,7 @@ mod tests {
 
     #[test]
     fn the_busiest_of_many() {
-        let rows = (0..60).map(|n| row(&format!("/{n}"), n)).collect();
-        let lines = lines(rows, "…");
-        assert_eq!(lines.len(), 1 + MAX_ROWS + 1);
-        assert!(lines[1].starts_with("/10 ") && lines[MAX_ROWS + 1] == "… 10 more connections, with fewer bytes");
+        let lines = lines(vec![row("/10", 10)], 10, "…");
+        assert!(lines[1].starts_with("/10 ") && lines[2] == "… 10 more connections, with fewer bytes");
     }
 }

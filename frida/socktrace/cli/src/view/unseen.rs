@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use socktrace_server::{Event, EventType};
+use socktrace_server::{Event, EventType, printable};
 
 use super::processes::Processes;
 use crate::program;
@@ -12,6 +12,8 @@ use crate::program;
 pub const NOT_ASKED_FOR: &str = "not asked for";
 /// Programs that are remembered; of more there is the count.
 const MAX_REMEMBERED: usize = 1024;
+/// More of a name or a reason is not shown, in bytes.
+const MAX_TEXT_LEN: usize = 1 << 10;
 /// Programs that a sentence names.
 const MAX_NAMED: usize = 5;
 
@@ -29,7 +31,10 @@ impl Unseen {
     pub fn note(&mut self, event: &Event<'_>, live: bool) {
         match (event.kind, event.untraced.as_deref(), event.exe.as_deref()) {
             (EventType::Exec, Some(why), _) if why != NOT_ASKED_FOR => {
-                let key = (base_name(event.program.as_deref().unwrap_or_default()), why.to_owned());
+                let key = (
+                    base_name(event.program.as_deref().unwrap_or_default()),
+                    printable::beginning(why, MAX_TEXT_LEN).to_owned(),
+                );
                 if self.untraced.len() < MAX_REMEMBERED || self.untraced.contains_key(&key) {
                     *self.untraced.entry(key).or_default() += 1;
                 } else {
@@ -101,7 +106,8 @@ impl Unseen {
 }
 
 fn base_name(path: &str) -> String {
-    path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(path).to_owned()
+    let name = path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(path);
+    printable::name(printable::beginning(name, MAX_TEXT_LEN)).into_owned()
 }
 
 fn listed(names: impl Iterator<Item = String>, rest: u64) -> String {

@@ -11,6 +11,7 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use socktrace_server::event::Direction;
+use socktrace_server::printable::name;
 use socktrace_server::{Event, EventType, ProcessId};
 
 use crate::decode::{DBUS_PORT, Decode, UNKNOWN_PORT};
@@ -32,6 +33,8 @@ const CLIENT_PORTS: u64 = (u16::MAX - FIRST_CLIENT_PORT) as u64 + 1;
 const INITIAL_STEP: u32 = 0x0010_0000;
 /// Connections that are remembered while nobody knows whether more is to come, as it is live. Some 500 bytes each.
 const MAX_LIVE: usize = 64 << 10;
+/// Processes that are remembered to use one connection.
+const MAX_USERS: usize = 1 << 10;
 /// Connections that are remembered for a while after their end.
 const MAX_CLOSED: NonZeroUsize = NonZeroUsize::new(16 << 10).expect("not 0");
 
@@ -178,11 +181,11 @@ impl<W: Write> Pcapng<W> {
         let own = event.process().map(label);
         let peer = end.view.peer.or(event.peer_process()).map(label);
         let (client, server) = if end.is_client { (own, peer) } else { (peer, own) };
-        let path = event.path.as_deref().unwrap_or_default();
+        let path = name(event.path.as_deref().unwrap_or_default());
         let server = match (server, path.is_empty()) {
             (Some(server), false) => format!("{server}:{path}"),
             (Some(server), true) => server,
-            (None, false) => path.to_owned(),
+            (None, false) => path.into_owned(),
             (None, true) => "unknown".to_owned(),
         };
         (client.unwrap_or_else(|| "unknown".to_owned()), server)
@@ -220,6 +223,7 @@ impl<W: Write> Pcapng<W> {
         let (Some(end), Some(direction)) = (self.ends.get_mut(&key), event.direction) else { return Ok(()) };
         if let Some(process) = event.process()
             && !end.users.contains(&process)
+            && end.users.len() < MAX_USERS
         {
             end.users.push(process);
         }

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 
 use prost::Message;
 use socktrace_server::event::Direction;
-use socktrace_server::{Event, EventType, ProcessId};
+use socktrace_server::{Event, EventType, ProcessId, printable};
 
 use crate::processes::Processes;
 use crate::stream::{Place, Track};
@@ -99,10 +99,10 @@ impl<W: Write> Perfetto<W> {
         let peer = view.and_then(|view| view.peer);
         let has_peer = view.is_some_and(|view| view.is_paired);
         let peer = peer.or(event.peer_process()).map(|process| survey.processes.label(process));
-        let path = event.path.as_deref().unwrap_or_default();
+        let path = printable::name(event.path.as_deref().unwrap_or_default());
         let name = match (path.is_empty(), peer) {
             (false, Some(peer)) => format!("{path} {peer}"),
-            (false, None) => path.to_owned(),
+            (false, None) => path.into_owned(),
             (true, Some(peer)) => peer,
             (true, None) => "unnamed".to_owned(),
         };
@@ -158,7 +158,7 @@ impl<W: Write> Perfetto<W> {
             r#type: Some(EventKind::SliceBegin.into()),
             track_uuid: Some(lane),
             categories: vec![if is_sent { "out" } else { "in" }.to_owned()],
-            name: Some(format!("{call} {total} B")),
+            name: Some(printable::sentence(&format!("{call} {total} B")).into_owned()),
             flow_ids: sent,
             terminating_flow_ids: received.whole,
             debug_annotations: annotations(event, payload, total, &self.processes),
