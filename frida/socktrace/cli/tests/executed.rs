@@ -138,8 +138,8 @@ fn every_way_with_every_environment() {
     let without = WITHOUT.iter().flat_map(|way| ["own", "cleared"].map(|kind| (*way, kind)));
     for (way, kind) in with.chain(without) {
         let said = programs.start(&[], &[way, kind, &talker]);
-        if (way, kind) == ("fexecve", "null") {
-            // glibc refuses that; it did so both times.
+        if way == "fexecve" && ["null", "cleared"].contains(&kind) {
+            // glibc refuses to do without an environment; it did so both times.
             continue;
         }
         if kind == "full" {
