@@ -40,7 +40,7 @@ impl Parameters {
     pub fn new(place: &Place, bound: &Bound, capture: &CaptureArgs, on_full: OnFullArg, follow_children: bool) -> Self {
         let CaptureArgs { max_bytes, max_fds, transport, max_wait, ring_size, .. } = *capture;
         let on_full = capture.on_full.unwrap_or(on_full);
-        let (socket, probe) = (bound.path().to_owned(), place.path(preload::PROBE));
+        let (socket, probe) = (bound.path().to_owned(), preload::library(place));
         Self { socket, max_bytes, max_fds, follow_children, transport, on_full, max_wait, ring_size, probe }
     }
 

@@ -2,9 +2,10 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{Parameters, Place};
 
@@ -13,6 +14,17 @@ pub const PROBE: &str = "socktrace-probe.so";
 /// Their name.
 pub const PARAMETERS: &str = "params";
 
+/// Another name of the folder, by which the probe is preloaded. A program that was built with AddressSanitizer ends at
+/// once unless the first of its libraries is the sanitizer's, for that stands in for libc's functions and nobody
+/// may come before it. It knows its own library by these two names in the library's path (gcc's and clang's). The
+/// probe leaves functions that are not libc's to whom they belong, so it may be first.
+const ALIAS: &str = "not-libasan.so-nor-libclang_rt.asan";
+
+/// What is to be preloaded, once it is there.
+pub fn library(place: &Place) -> PathBuf {
+    place.path(ALIAS).join(PROBE)
+}
+
 /// Puts the probe and its parameters in place; returns what is to be preloaded.
 ///
 /// # Errors
@@ -20,7 +32,10 @@ pub const PARAMETERS: &str = "params";
 /// No space.
 pub fn prepare(place: &Place, parameters: &Parameters) -> Result<PathBuf> {
     place.write(PARAMETERS, &parameters.to_text(), 0o644)?;
-    place.write(PROBE, socktrace_agent::PROBE, 0o755)
+    place.write(PROBE, socktrace_agent::PROBE, 0o755)?;
+    let alias = place.path(ALIAS);
+    symlink(".", &alias).with_context(|| format!("{}: cannot be made", alias.display()))?;
+    Ok(library(place))
 }
 
 /// LD_PRELOAD as it was, with one more entry.
