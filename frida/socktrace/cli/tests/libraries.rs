@@ -59,7 +59,7 @@ fn functions_of_the_same_name() {
     "#;
     let folder = tempfile::tempdir().unwrap();
     let library = library(folder.path(), "names", LIBRARY);
-    let program = compile(folder.path(), "program", PROGRAM, &["-w", "-fno-builtin", &library]);
+    let program = compile(folder.path(), "program", PROGRAM, &["-w", "-fno-builtin", "-Wl,--no-as-needed", &library]);
     assert_eq!(outcome(&mut command(path(&program), &[])).code, Some(42));
     let traced = run(&["run", "--", path(&program)]);
     assert_eq!(traced.code, Some(42), "{}", traced.err);
@@ -84,7 +84,7 @@ fn libraries_that_make_the_system_calls() {
         let library =
             path(&compile(folder.path(), &format!("{name}.so"), LIBRARY, &["-w", "-shared", "-fPIC", flag])).to_owned();
         let main = format!("{TALK} int main(void) {{ return talk(); }}");
-        let program = compile(folder.path(), name, &main, &["-w", &library]);
+        let program = compile(folder.path(), name, &main, &["-w", "-Wl,--no-as-needed", &library]);
         let traced = run(&["run", "--", path(&program)]);
         assert_eq!(traced.code, Some(42), "{}", traced.err);
         assert_eq!(traced.err.matches("\"greeting\"").count(), 2, "{flag}: {}", traced.err);
@@ -113,7 +113,7 @@ fn further_libcs() {
     ";
     let folder = tempfile::tempdir().unwrap();
     let library = library(folder.path(), "talk", &format!("{TALK}{FAIL}"));
-    let program = compile(folder.path(), "program", PROGRAM, &["-w", "-ldl"]);
+    let program = compile(folder.path(), "program", PROGRAM, &["-w", "-Wl,--no-as-needed", "-ldl"]);
     let traced = run(&["run", "--", path(&program), &library]);
     assert_eq!(traced.code, Some(42), "{}", traced.err);
     assert_eq!(traced.err.matches("\"greeting\"").count(), 40, "{}", traced.err);
