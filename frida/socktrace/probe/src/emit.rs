@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
 
+use crate::guest;
 use crate::process::{self, Who};
 use crate::stack;
 use crate::transport::{self, Link, Undelivered, Writing};
@@ -134,7 +135,7 @@ fn send<const N: usize>(
     }
     if who.is_guest
         && seq == 1
-        && let Some(number) = transport::announce_guest(who.pid)
+        && let Some(number) = guest::take_announcement().or_else(|| transport::announce_guest(who.pid))
     {
         ext.put(Ext::Announcement(number));
     }

@@ -18,6 +18,19 @@ struct Guest {
     /// The guest's process id; 0: it is to be asked for, for this may be the thread itself.
     pid: AtomicU32,
     numbering: Numbering,
+    /// Under which number it has announced itself to the server; 0: it has not.
+    announcement: AtomicU64,
+}
+
+impl Guest {
+    const fn none() -> Self {
+        Self {
+            thread: AtomicUsize::new(0),
+            pid: AtomicU32::new(0),
+            numbering: Numbering::none(),
+            announcement: AtomicU64::new(0),
+        }
+    }
 }
 
 /// Number and time of the last event of a guest.
@@ -29,7 +42,9 @@ pub(crate) struct Numbering {
 }
 
 impl Numbering {
-    const NONE: Self = Self { pid: AtomicU32::new(0), seq: AtomicU32::new(0), ts_ns: AtomicU64::new(0) };
+    const fn none() -> Self {
+        Self { pid: AtomicU32::new(0), seq: AtomicU32::new(0), ts_ns: AtomicU64::new(0) }
+    }
 
     /// The next event's number, and its time: `ts_ns`, or that of the event before if that is later.
     fn next(&self, pid: u32, ts_ns: u64) -> (u64, u64) {
@@ -42,10 +57,9 @@ impl Numbering {
     }
 }
 
-static GUESTS: [Guest; MAX_GUESTS] =
-    [const { Guest { thread: AtomicUsize::new(0), pid: AtomicU32::new(0), numbering: Numbering::NONE } }; MAX_GUESTS];
+static GUESTS: [Guest; MAX_GUESTS] = [const { Guest::none() }; MAX_GUESTS];
 /// Of guests that run beside the thread that made them, all together: of two at one time, each begins anew.
-static OTHERS: Numbering = Numbering::NONE;
+static OTHERS: Numbering = Numbering::none();
 /// How many of them are in use.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 /// Whether there are guests that this cannot tell: the kernel is asked each time.
@@ -80,10 +94,24 @@ pub(crate) fn number(pid: u32, ts_ns: u64) -> (u64, u64) {
     of_this_thread().map_or(&OTHERS, |guest| &guest.numbering).next(pid, ts_ns)
 }
 
+/// The guest that makes this call has announced itself to the server, under this number.
+#[cfg(feature = "standalone")]
+pub(crate) fn has_announced(number: u64) {
+    if let Some(guest) = of_this_thread() {
+        guest.announcement.store(number, Ordering::Relaxed);
+    }
+}
+
+/// Under which number it has, if it has; asked once.
+pub(crate) fn take_announcement() -> Option<u64> {
+    of_this_thread().map(|guest| guest.announcement.swap(0, Ordering::Relaxed)).filter(|&number| number != 0)
+}
+
 /// From here on, calls of this thread may be a guest's.
 pub(crate) fn begin(pid: u32) {
     if let Some(guest) = of_this_thread() {
         // A guest's guest.
+        guest.announcement.store(0, Ordering::Relaxed);
         return guest.pid.store(pid, Ordering::Relaxed);
     }
     let take = |guest: &&Guest| {
@@ -91,6 +119,7 @@ pub(crate) fn begin(pid: u32) {
     };
     match GUESTS.iter().find(take) {
         Some(guest) => {
+            guest.announcement.store(0, Ordering::Relaxed);
             guest.pid.store(pid, Ordering::Relaxed);
             COUNT.fetch_add(1, Ordering::Release);
         }

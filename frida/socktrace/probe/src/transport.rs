@@ -84,8 +84,13 @@ pub(crate) fn after_fork() -> Option<u64> {
     if params::get().transport == Transport::Shm { shared::after_fork() } else { None }
 }
 
-/// A vforked child is about to report for the first time: the number under which it has announced itself to the server, if it
-/// had to.
+/// Whether a vforked child's number may be another one where the server is.
+#[cfg(feature = "standalone")]
+pub(crate) fn guests_announce_themselves() -> bool {
+    params::get().transport == Transport::Shm && shared::guests_announce_themselves()
+}
+
+/// A vforked child announces itself to the server: the number under which it has, if it had to.
 pub(crate) fn announce_guest(pid: u32) -> Option<u64> {
     if params::get().transport == Transport::Shm { shared::announce_guest(pid) } else { None }
 }

@@ -137,8 +137,11 @@ impl Processes {
     /// Programs that should have been traced and have not introduced themselves.
     pub fn missing(&self) -> Vec<String> {
         let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
-        let missing =
-            |(process, known): (&ProcessId, &Process)| Some(label(&name(known.becomes.as_deref()?), *process));
+        let missing = |(process, known): (&ProcessId, &Process)| {
+            // One whose number here was not known when it said so may have introduced itself under that.
+            process.here()?;
+            Some(label(&name(known.becomes.as_deref()?), *process))
+        };
         let mut all: Vec<_> = self.traced.iter().filter_map(missing).collect();
         all.sort_unstable();
         all

@@ -8,7 +8,7 @@ use core::ffi::{c_int, c_void};
 
 use super::{DEFINITIONS, Functions, Hook, export, slot};
 use crate::sys::raw_pid;
-use crate::{control, exec, guest, process};
+use crate::{control, exec, guest, process, stack, transport};
 
 /// Not called.
 static FUNCTIONS: Functions = Functions::new();
@@ -50,7 +50,7 @@ unsafe extern "C" fn vfork() -> c_int {
 /// Either process comes here first; gives what vfork(2) gives.
 extern "C" fn returned(result: c_int) -> c_int {
     match result {
-        0 if process::is_started() => guest::begin(raw_pid()),
+        0 if process::is_started() => begin(raw_pid()),
         1.. if process::is_started() => {
             guest::end(process::own_pid());
             exec::give_back();
@@ -62,4 +62,13 @@ extern "C" fn returned(result: c_int) -> c_int {
         _ => {}
     }
     result
+}
+
+/// The child goes on. It may close all descriptors before it does anything that is reported, so it announces itself now, if
+/// it has to.
+fn begin(pid: u32) {
+    guest::begin(pid);
+    if transport::guests_announce_themselves() {
+        stack::on_own(|| transport::announce_guest(pid).map(guest::has_announced));
+    }
 }

@@ -173,12 +173,19 @@ pub(super) fn after_fork() -> Option<u64> {
 /// A vforked child does the same before its first frame, as far as it can without changing what is its parent's.
 pub(super) fn announce_guest(pid: u32) -> Option<u64> {
     let writer = writer()?;
-    if process::is_confined() || is_known_by_number(writer) && process::parent() != 0 {
+    if !guests_announce_themselves() {
         return None;
     }
     let (fd, number) = (OWN.if_there()?.as_raw_fd(), announcement(pid));
     let told = aside(|| tell(open_or_fetch(fd).as_ref(), writer.memory().words(), Some(number)));
     told?.ok().map(|()| number)
+}
+
+/// Whether a vforked child's number may be another one where the server is: that of its parent is, or it is in a new pid
+/// namespace.
+pub(super) fn guests_announce_themselves() -> bool {
+    let may_be_other = |writer: &Writer| !is_known_by_number(writer) || process::parent() == 0;
+    !process::is_confined() && writer().is_some_and(may_be_other)
 }
 
 /// Whether the server sees the writers of the ring under the numbers that they see themselves.
