@@ -9,7 +9,7 @@
 /* The probe's shared object, in base64, by Process.arch. */
 const PROBES = /*@PROBES@*/ {};
 
-const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram', on_full: 'drop', max_wait_ms: 1000, ring_bytes: 8388608, preload: '' };
+const DEFAULTS = { max_fds: 4096, max_bytes: 4096, socket_paths: [], out_sock_type: 'dgram', on_full: 'drop', max_wait_ms: 1000, ring_bytes: 8388608, preload: '', stay: false };
 const MAX_MAX_FDS = 1048576;
 const MAX_MAX_WAIT_MS = 60000;
 const MIN_RING = 65536;
@@ -17,7 +17,7 @@ const MAX_RING = 1073741824;
 const MAX_PATH_BYTES = 107; /* sun_path less its NUL, unix(7) */
 
 let loaded = null;
-/* Whether it was this script that put the hooks in place. */
+/* Whether it was this script that put the hooks in place, and is to take them out again. */
 let isOurs = false;
 
 rpc.exports = {
@@ -67,7 +67,7 @@ function load(given) {
     }
     throw new Error('socktrace: ' + message);
   }
-  isOurs = running === null;
+  isOurs = running === null && !parameters.stay;
   const missed = probe.hook();
   if (missed !== null) {
     console.warn('socktrace: ' + missed);
@@ -127,6 +127,9 @@ function check(given) {
   }
   if (p.preload !== '' && (!isPath(p.preload) || !p.preload.startsWith('/'))) {
     complain('preload', 'the absolute path of socktrace-probe.so, for programs that this one executes to load it from');
+  }
+  if (typeof p.stay !== 'boolean') {
+    complain('stay', 'true or false');
   }
   return p;
 }

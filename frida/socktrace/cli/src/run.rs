@@ -120,7 +120,7 @@ fn wait(child: Child, signals: Signals) -> Result<ExitStatus> {
 /// Holds the program until Frida has loaded the probe; lets it go in any case.
 fn load(frida: &Frida, child: &Child, place: &Place, parameters: &Parameters) -> Result<(), NotHeld> {
     let held = gate::hold(child.id())?;
-    if let Err(error) = frida.inject(child.id(), place, parameters) {
+    if let Err(error) = frida.inject_and_leave(child.id(), place, parameters) {
         notice(&format!("the program goes on untraced: {error:#}"));
     }
     held.release()

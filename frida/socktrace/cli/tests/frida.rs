@@ -196,3 +196,30 @@ fn packets_of_a_running_process() {
     let payloads: Vec<_> = shown.out.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(payloads, ["68656c6c6f0a"], "{}", shown.out);
 }
+
+/// Threads of Frida's would keep a program that has ended its main thread, and unshare(2) from making a user namespace.
+#[test]
+fn frida_leaves() {
+    let Some(frida) = frida("frida_leaves") else { return };
+    const LEAVES: &str = r#"
+#include <dirent.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int main(void) {
+    int pair[2], threads = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    for (struct dirent *task; (task = readdir(tasks));) threads += task->d_name[0] != '.';
+    if (threads != 1) exit(7);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || write(pair[0], "alone", 5) != 5) exit(8);
+    pthread_exit(0);
+}
+"#;
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "leaves", LEAVES, &["-pthread"]);
+    let traced = run(&["run", "--engine", "frida", "--frida", &frida, "--", program.to_str().unwrap()]);
+    assert_eq!(traced.code, Some(0), "{}", traced.err);
+    assert_eq!(traced.err.matches("\"alone\"").count(), 1, "{}", traced.err);
+}

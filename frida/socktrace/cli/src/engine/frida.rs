@@ -51,7 +51,18 @@ impl Frida {
     ///
     /// One line that says why Frida, or the agent, could not.
     pub fn inject(&self, pid: u32, place: &Place, parameters: &Parameters) -> Result<()> {
-        self.load(pid, place, &parameters.to_json())
+        self.load(pid, place, &parameters.to_json(), false)
+    }
+
+    /// The same, after which Frida leaves the process, with its threads, and the hooks stay.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frida::inject`].
+    pub fn inject_and_leave(&self, pid: u32, place: &Place, parameters: &Parameters) -> Result<()> {
+        let mut parameters = parameters.to_json();
+        parameters["stay"] = true.into();
+        self.load(pid, place, &parameters, true)
     }
 
     /// Takes the hooks out of a process again.
@@ -60,10 +71,10 @@ impl Frida {
     ///
     /// As [`Frida::inject`].
     pub fn stop(&self, pid: u32, place: &Place) -> Result<()> {
-        self.load(pid, place, &json!({ "stop": true }))
+        self.load(pid, place, &json!({ "stop": true }), false)
     }
 
-    fn load(&self, pid: u32, place: &Place, parameters: &Value) -> Result<()> {
+    fn load(&self, pid: u32, place: &Place, parameters: &Value, leaves: bool) -> Result<()> {
         let agent = place.path(AGENT);
         if !agent.exists() {
             place.write(AGENT, socktrace_agent::agent_js().as_bytes(), 0o644)?;
@@ -74,7 +85,10 @@ impl Frida {
         if name.contains("inject") {
             command.arg("-s").arg(&agent).arg("-P").arg(parameters.to_string()).arg("--eternalize");
         } else {
-            command.arg("-l").arg(&agent).arg("-P").arg(parameters.to_string()).args(["-q", "--eternalize"]);
+            command.arg("-l").arg(&agent).arg("-P").arg(parameters.to_string()).arg("-q");
+            if !leaves {
+                command.arg("--eternalize");
+            }
         }
         // Frida executes files that it puts there, and has a socket there, by a name that everybody knows.
         command.env("TMPDIR", place.path(""));
