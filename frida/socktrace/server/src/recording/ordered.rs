@@ -102,6 +102,8 @@ pub struct Ordered {
     held_len: usize,
     arrived: u64,
     latest_given: u64,
+    /// Whether it is known what follows the last whole line of the first reading.
+    has_looked_behind: bool,
     /// Events that were given after a later one.
     pub late: u64,
     /// Whether the last event that was read says that the recording has ended.
@@ -123,6 +125,7 @@ impl Ordered {
             held_len: 0,
             arrived: 0,
             latest_given: 0,
+            has_looked_behind: false,
             late: 0,
             has_ended: false,
         })
@@ -157,11 +160,13 @@ impl Ordered {
             {
                 return Ok(self.take());
             }
-            if is_read || !self.read_one()? {
+            if is_read && self.has_looked_behind {
+                return Ok(None);
+            }
+            // Behind the last line there may be the beginning of one.
+            self.has_looked_behind |= is_read;
+            if !self.read_one()? || is_read {
                 self.end = self.at();
-                if self.held.is_empty() {
-                    return Ok(None);
-                }
             }
         }
     }
