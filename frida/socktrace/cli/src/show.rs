@@ -82,7 +82,9 @@ struct Shown<'a> {
 impl Shown<'_> {
     /// Shows what is there.
     fn all(&mut self, ordered: &mut Ordered) -> Result<End> {
-        while let Some(held) = ordered.next().with_context(|| format!("{}: cannot be read", self.dir.display()))? {
+        while let Some(held) =
+            ordered.next_event().with_context(|| format!("{}: cannot be read", self.dir.display()))?
+        {
             self.event(&held, ordered);
             if self.lines.bytes.len() >= WRITE_LEN
                 && let failed @ (Written::Gone | Written::Failed) = self.write()

@@ -76,7 +76,7 @@ pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<
     let mut filter = (options.filter)()?;
     let mut report = Report::default();
     // Both readings have the same end, unless it grows meanwhile.
-    while let Some(held) = ordered.next().with_context(shown)? {
+    while let Some(held) = ordered.next_event().with_context(shown)? {
         report.events += 1;
         tell(options, report.events, end + ordered.at().min(end), end);
         hand_on(held, &mut ordered, exporter, (&mut survey, &mut *filter), options)?;

@@ -53,11 +53,11 @@ impl Unseen {
                     }
                 }
             }
-            (EventType::Start, _, Some(exe)) if live => {
-                if self.looked_at.len() < MAX_REMEMBERED && !self.looked_at.contains_key(exe) {
-                    let pid = event.process().and_then(|process| process.here());
-                    self.looked_at.insert(exe.to_owned(), program::is_go(pid, Path::new(exe)));
-                }
+            (EventType::Start, _, Some(exe))
+                if live && self.looked_at.len() < MAX_REMEMBERED && !self.looked_at.contains_key(exe) =>
+            {
+                let pid = event.process().and_then(|process| process.here());
+                self.looked_at.insert(exe.to_owned(), program::is_go(pid, Path::new(exe)));
             }
             _ => {}
         }

@@ -79,7 +79,7 @@ impl Survey {
     }
 
     /// By pieces of the file: the earliest time in it and behind it.
-    fn to_come(mut self) -> Vec<u64> {
+    fn into_come(mut self) -> Vec<u64> {
         let mut earliest = u64::MAX;
         for piece in self.earliest.iter_mut().rev() {
             earliest = earliest.min(*piece);
@@ -102,8 +102,6 @@ pub struct Ordered {
     held_len: usize,
     arrived: u64,
     latest_given: u64,
-    /// Whether it is known what follows the last whole line of the first reading.
-    has_looked_behind: bool,
     /// Events that were given after a later one.
     pub late: u64,
     /// Whether the last event that was read says that the recording has ended.
@@ -119,13 +117,12 @@ impl Ordered {
         Ok(Self {
             recording,
             order: Order::default(),
-            to_come: survey.to_come(),
+            to_come: survey.into_come(),
             end,
             held: BTreeMap::new(),
             held_len: 0,
             arrived: 0,
             latest_given: 0,
-            has_looked_behind: false,
             late: 0,
             has_ended: false,
         })
@@ -151,7 +148,7 @@ impl Ordered {
     /// # Errors
     ///
     /// Those of read(2), and a file that is no recording.
-    pub fn next(&mut self) -> io::Result<Option<Held>> {
+    pub fn next_event(&mut self) -> io::Result<Option<Held>> {
         loop {
             let is_read = self.at() >= self.end;
             let until = if is_read { u64::MAX } else { self.nothing_before() };
@@ -160,13 +157,11 @@ impl Ordered {
             {
                 return Ok(self.take());
             }
-            if is_read && self.has_looked_behind {
-                return Ok(None);
-            }
-            // Behind the last line there may be the beginning of one.
-            self.has_looked_behind |= is_read;
-            if !self.read_one()? || is_read {
+            if is_read || !self.read_one()? {
                 self.end = self.at();
+                if self.held.is_empty() {
+                    return Ok(None);
+                }
             }
         }
     }
@@ -175,7 +170,7 @@ impl Ordered {
     ///
     /// # Errors
     ///
-    /// As of [`Ordered::next`].
+    /// As of [`Ordered::next_event`].
     pub fn read_added(&mut self) -> io::Result<bool> {
         let mut any = false;
         while self.held_len <= MAX_HELD && self.read_one()? {
