@@ -5,8 +5,11 @@ use std::process::Command;
 
 /// Folders, what tests find the program by, and more for the compiler. Those that are about small stacks have their
 /// functions found before they begin, because that takes the dynamic linker much room.
-const PROGRAMS: [(&str, &str, &str); 2] =
-    [("workload", "SOCKTRACE_WORKLOAD", ""), ("stack", "SOCKTRACE_STACK", "-Wl,-z,now")];
+const PROGRAMS: [(&str, &str, &str); 3] = [
+    ("workload", "SOCKTRACE_WORKLOAD", ""),
+    ("matrix", "SOCKTRACE_MATRIX", "-Wl,-z,now"),
+    ("stack", "SOCKTRACE_STACK", "-Wl,-z,now"),
+];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=CC");

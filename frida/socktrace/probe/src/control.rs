@@ -243,6 +243,14 @@ fn tell_of_beyond_table(fd: i32) {
     say(FrameType::Error, text.as_bytes());
 }
 
+/// Says that a thread is about to be unable to send anything.
+pub(crate) fn say_strict() {
+    let text =
+        b"a thread asks for seccomp(2)'s strict mode, in which nothing can be sent: what it says from then on is not \
+                 recorded, but with the transport shm";
+    stack::on_own(|| say(FrameType::Error, text));
+}
+
 /// Bytes of a complaint.
 const MAX_COMPLAINT_LEN: usize = 1024;
 

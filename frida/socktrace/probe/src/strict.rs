@@ -5,8 +5,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use crate::params::Transport;
 use crate::sys::thread_pointer;
-use crate::{clock, process};
+use crate::{clock, control, process, transport};
 
 /// Threads that are noted; with more, all are taken to be in strict mode.
 const MAX_THREADS: usize = 16;
@@ -34,6 +35,9 @@ fn find(thread: usize) -> Option<&'static AtomicUsize> {
 /// where it failed.
 pub(crate) fn around<T: PartialOrd + From<i8> + Copy>(call: impl FnOnce() -> T) -> T {
     clock::forget_counter();
+    if transport::in_use() != Transport::Shm {
+        control::say_strict();
+    }
     let thread = thread_pointer();
     let place =
         THREADS.iter().find(|noted| noted.compare_exchange(0, thread, Ordering::Relaxed, Ordering::Relaxed).is_ok());

@@ -39,7 +39,7 @@ pub(crate) enum Undelivered {
 static IN_USE: AtomicU8 = AtomicU8::new(Transport::Dgram as u8);
 
 #[inline]
-fn in_use() -> Transport {
+pub(crate) fn in_use() -> Transport {
     match IN_USE.load(Ordering::Relaxed) {
         kind if kind == Transport::Shm as u8 => Transport::Shm,
         kind if kind == Transport::Stream as u8 => Transport::Stream,

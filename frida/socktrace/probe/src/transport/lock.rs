@@ -1,34 +1,45 @@
 //! Whose turn it is on a stream. Frames of two threads must not mix, so one sends at a time; signals are held off
 //! meanwhile, because a handler that sent, or jumped away, in the middle of a frame would tear it.
+//!
+//! Under a seccomp filter they are not, because that takes a system call that the filter may kill for. What a handler says
+//! in the middle of a frame is then not sent, and counted.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use rustix::thread::futex;
 
 use super::{Undelivered, stall};
-use crate::sys::{SignalSet, hold_off_signals, set_signal_mask};
+use crate::process;
+use crate::sys::{SignalSet, hold_off_signals, set_signal_mask, thread_pointer};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 const AWAITED: u32 = 2;
 
 static STATE: AtomicU32 = AtomicU32::new(FREE);
+/// The thread whose turn it is, by its thread pointer, where signals are not held off; else 0.
+static INTERRUPTIBLE: AtomicUsize = AtomicUsize::new(0);
 
 /// The turn; given back when it is dropped.
 pub(super) struct Turn {
-    signals: SignalSet,
+    /// Those that were held off before; `None` if none are now.
+    signals: Option<SignalSet>,
 }
 
 /// Waits for the turn, no longer than a stall may last: its holder may wait for the server, or may have been killed
 /// between vfork and exec.
 pub(super) fn take() -> Result<Turn, Undelivered> {
-    let signals = hold_off_signals();
+    let own = if process::is_confined() { thread_pointer() } else { 0 };
+    if own != 0 && INTERRUPTIBLE.load(Ordering::Relaxed) == own {
+        return Err(Undelivered::Stalled);
+    }
+    let signals = (own == 0).then(hold_off_signals);
     let mut state = STATE.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
     let contended = state.is_err();
     while state.is_err() {
         let left = if contended { stall::left_ns() } else { 0 };
         if left == 0 {
-            set_signal_mask(signals);
+            signals.map(set_signal_mask);
             return Err(Undelivered::Stalled);
         }
         if STATE.swap(AWAITED, Ordering::Acquire) == FREE {
@@ -38,6 +49,7 @@ pub(super) fn take() -> Result<Turn, Undelivered> {
         let _ = stall::waiting(|| futex::wait(&STATE, futex::Flags::PRIVATE, AWAITED, Some(&timeout)));
         state = STATE.compare_exchange(FREE, AWAITED, Ordering::Acquire, Ordering::Relaxed);
     }
+    INTERRUPTIBLE.store(own, Ordering::Relaxed);
     Ok(Turn { signals })
 }
 
@@ -46,11 +58,16 @@ impl Drop for Turn {
         if STATE.swap(FREE, Ordering::Release) == AWAITED {
             let _ = futex::wake(&STATE, futex::Flags::PRIVATE, 1);
         }
-        set_signal_mask(self.signals);
+        if self.signals.is_none() {
+            // Unless it is another thread's by now.
+            let _ = INTERRUPTIBLE.compare_exchange(thread_pointer(), 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        self.signals.map(set_signal_mask);
     }
 }
 
 /// Whoever had the turn at the time of the fork is not in the child.
 pub(super) fn after_fork() {
+    INTERRUPTIBLE.store(0, Ordering::Relaxed);
     STATE.store(FREE, Ordering::Relaxed);
 }
