@@ -11,9 +11,11 @@ use std::process::{Child, ChildStdin, Stdio};
 use harness::{compile, has, outcome, run, socktrace, until};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-/// Where the probe lies, by what a program finds in its LD_PRELOAD.
+/// The folder of a run, by what its program finds in LD_PRELOAD: the one below the parent of all.
 fn folder_of(library: &str) -> PathBuf {
-    Path::new(library.trim()).parent().unwrap().to_owned()
+    let is_parent = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("socktrace"));
+    let mut folders = Path::new(library.trim()).ancestors().skip(1);
+    folders.find(|folder| folder.parent().is_some_and(is_parent)).unwrap().to_owned()
 }
 
 /// A program under `run` that goes on until it is told something, and the folder.
@@ -75,7 +77,7 @@ fn whatever_the_umask() {
     for umask in ["0", "077", "0777"] {
         let script = format!(
             "umask {umask}; exec strace -e trace=mkdir,mkdirat,openat,creat -o {} {} run -o /dev/null -- sh -c \
-             'd=${{LD_PRELOAD%/*}}; stat -c \"%a %n\" ${{d%/*}} $d $d/params $d/socktrace-probe.so'",
+             'd=$(realpath ${{LD_PRELOAD%/*}}); stat -c \"%a %n\" ${{d%/*}} $d $d/params $d/socktrace-probe.so'",
             calls.display(),
             harness::SOCKTRACE
         );
@@ -122,9 +124,10 @@ __attribute__((constructor)) static void loaded(void) { abort(); }
     let removed = folder_of(&traced.out);
     assert!(!removed.exists(), "{}", traced.err);
     // We can make it anew, being the same user; somebody else cannot even that.
-    fs::create_dir(&removed).unwrap();
-    fs::copy(&library, removed.join("socktrace-probe.so")).unwrap();
-    fs::write(removed.join("params"), "").unwrap();
+    let named = Path::new(traced.out.trim());
+    fs::create_dir_all(named.parent().unwrap()).unwrap();
+    fs::copy(&library, named).unwrap();
+    fs::write(named.with_file_name("params"), "").unwrap();
     fs::write(&go, "\n").unwrap();
     until("the process that was left behind is done", || fs::read_to_string(&done).is_ok_and(|text| !text.is_empty()));
     fs::remove_dir_all(&removed).unwrap();

@@ -179,7 +179,30 @@ pub fn probe_in(pid: u32) -> Probe {
     if !maps.split(|&b| b == b'\n').any(is_probe) {
         return Probe::Absent;
     }
-    collector_of(pid).map_or(Probe::Idle, Probe::ReportsTo)
+    ring_reader_of(pid, &maps).or_else(|| collector_of(pid)).map_or(Probe::Idle, Probe::ReportsTo)
+}
+
+/// The collector that has a ring of the process's in its memory, too. The probe need not keep a socket to it.
+fn ring_reader_of(pid: u32, maps: &[u8]) -> Option<u32> {
+    let rings = rings_in(maps);
+    let reads = |other: u32| {
+        let theirs = rings_in(&fs::read(format!("/proc/{other}/maps")).unwrap_or_default());
+        theirs.iter().any(|ring| rings.contains(ring))
+    };
+    let others = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut collectors = others.filter(|&other| other != pid && name_of(other).is_some_and(|name| is_collector(&name)));
+    if rings.is_empty() { None } else { collectors.find(|&other| reads(other)) }
+}
+
+/// Inode numbers of the rings that are mapped (proc_pid_maps(5)).
+fn rings_in(maps: &[u8]) -> Vec<Vec<u8>> {
+    const INODE: usize = 4;
+    const NAME: &[u8] = b"/memfd:socktrace-ring";
+    let lines = maps.split(|&b| b == b'\n').filter(|line| line.windows(NAME.len()).any(|window| window == NAME));
+    let inode = |line: &[u8]| line.split(|&b| b == b' ').nth(INODE).map(<[u8]>::to_vec);
+    let mut rings: Vec<_> = lines.filter_map(inode).collect();
+    rings.dedup();
+    rings
 }
 
 /// What its file is called, in a folder of ours or as a memfd.
