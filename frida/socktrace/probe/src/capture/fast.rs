@@ -97,11 +97,11 @@ impl Call {
 /// to be kept on the stack, which may be small.
 #[inline(always)]
 fn afresh<T>(value: &T) -> &T {
-    let mut at = core::ptr::from_ref(value);
+    let mut at = core::ptr::from_ref(value).expose_provenance();
     // SAFETY: no instruction at all.
     unsafe { core::arch::asm!("/* {0} */", inout(reg) at, options(nomem, nostack, preserves_flags)) };
     // SAFETY: what it was.
-    unsafe { &*at }
+    unsafe { &*core::ptr::with_exposed_provenance(at) }
 }
 
 /// The same of a number.

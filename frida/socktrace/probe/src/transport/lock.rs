@@ -39,7 +39,7 @@ pub(super) fn take() -> Result<Turn, Undelivered> {
     while state.is_err() {
         let left = if contended { stall::left_ns() } else { 0 };
         if left == 0 {
-            signals.map(set_signal_mask);
+            give_back(signals);
             return Err(Undelivered::Stalled);
         }
         if STATE.swap(AWAITED, Ordering::Acquire) == FREE {
@@ -62,7 +62,14 @@ impl Drop for Turn {
             // Unless it is another thread's by now.
             let _ = INTERRUPTIBLE.compare_exchange(thread_pointer(), 0, Ordering::Relaxed, Ordering::Relaxed);
         }
-        self.signals.map(set_signal_mask);
+        give_back(self.signals);
+    }
+}
+
+/// Lets signals through again that were held off.
+fn give_back(signals: Option<SignalSet>) {
+    if let Some(signals) = signals {
+        set_signal_mask(signals);
     }
 }
 
