@@ -71,7 +71,7 @@ impl std::fmt::Debug for Options<'_> {
 /// One line: no recording, not readable, the output cannot be written.
 pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<'_>) -> Result<Report> {
     let shown = || format!("{}: cannot be read", folder.display());
-    let (mut survey, end) = make_survey(folder, options)?;
+    let (mut survey, end, torn) = make_survey(folder, options)?;
     let mut ordered = Ordered::open(folder)?;
     let mut filter = (options.filter)()?;
     let mut report = Report::default();
@@ -86,7 +86,7 @@ pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<
     report.late = ordered.late;
     report.left_out = survey.left_out();
     let recording = ordered.recording();
-    report.torn = recording.torn_len();
+    report.torn = torn;
     if recording.events_len().is_ok_and(|len| len > recording.at() + report.torn as u64) {
         // It has grown since.
         report.has_ended = false;
@@ -125,8 +125,9 @@ fn hand_on(
     Ok(())
 }
 
-/// Reads a directory once and returns what it has, up to which byte of events.jsonl.
-fn make_survey(folder: &Path, options: &mut Options<'_>) -> Result<(Survey, u64)> {
+/// Reads a directory once and returns what it has, up to which byte of events.jsonl, and how many bytes of a line that has
+/// no end are behind that.
+fn make_survey(folder: &Path, options: &mut Options<'_>) -> Result<(Survey, u64, usize)> {
     let mut recording = Recording::open(folder)?;
     let mut filter = (options.filter)()?;
     let (mut survey, mut at, mut lines) = (Survey::default(), 0, 0);
@@ -147,7 +148,7 @@ fn make_survey(folder: &Path, options: &mut Options<'_>) -> Result<(Survey, u64)
             break;
         }
     }
-    Ok((survey, at))
+    Ok((survey, at, recording.torn_len()))
 }
 
 fn tell(options: &mut Options<'_>, lines: u64, done: u64, end: u64) {
