@@ -158,7 +158,8 @@ impl Shown<'_> {
     /// Says what is not there, and why nothing was shown.
     fn tell(&self, ordered: &mut Ordered, is_removed: bool) {
         let shown = self.dir.display();
-        let (late, has_ended, recording) = (ordered.late, ordered.has_ended, ordered.recording());
+        let (late, has_ended, torn) = (ordered.late, ordered.has_ended, ordered.torn_len());
+        let recording = ordered.recording();
         if recording.unreadable > 0 {
             notice(&format!("{shown}/events.jsonl: {} lines are no events and are left out", recording.unreadable));
         }
@@ -167,7 +168,7 @@ impl Shown<'_> {
                 "{shown}: {late} events stand after later ones: too much lies between them to be put in order"
             ));
         }
-        if recording.torn_len() > 0 {
+        if torn > 0 {
             notice(&format!("{shown}/events.jsonl: the last line is cut off and is left out"));
         } else if !has_ended && !is_removed {
             notice(&format!("{shown}: its recording has not ended, or was cut off"));

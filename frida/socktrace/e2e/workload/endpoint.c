@@ -9,10 +9,10 @@
 
 const char *socket_dir;
 
-/* Bytes outside 32..126 are expected as \xNN. */
+/* Bytes outside 32..126, and a backslash, are expected as \xNN. */
 static void escape(char *to, const unsigned char *from, size_t len) {
     for (size_t i = 0; i < len; i++) {
-        if (from[i] >= 32 && from[i] <= 126) *to++ = from[i];
+        if (from[i] >= 32 && from[i] <= 126 && from[i] != '\\') *to++ = from[i];
         else to += sprintf(to, "\\x%02x", from[i]);
     }
     *to = 0;

@@ -24,7 +24,7 @@ impl Processes {
             self.set(process, name);
         }
         if let (EventType::Open, Some(process)) = (event.kind, event.peer_process())
-            && let Some(name) = process_name(None, event.peer_exe.as_deref())
+            && let Some(name) = process_name(event.peer_comm.as_deref(), event.peer_exe.as_deref())
             // A traced process speaks for itself.
             && !self.names.contains_key(&process)
         {

@@ -258,6 +258,8 @@ event! {
     peer_inode: u64,
     /// Path of the peer process's executable.
     peer_exe: Text<'a>,
+    /// The peer process's name as the collector finds it (proc_pid_comm(5)), where it is surely the same process.
+    peer_comm: Text<'a>,
     /// The connection at the other end, where that is traced too and was heard of first.
     peer_conn_id: Text<'a>,
     /// Events lost (lost), or events recorded (host_shutdown).

@@ -1,7 +1,9 @@
 //! Joins the two ends of a connection where both are traced: the second end's open event names the first.
 
 use std::borrow::Cow;
+use std::fs;
 use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
 use gttr::{Frame, FrameType};
@@ -52,19 +54,33 @@ impl<'s> Joined<'s> {
     }
 }
 
+/// The name of the process at the other end (proc_pid_comm(5)), which need not be that of its executable: Debian's redis-server
+/// is a link to another program. Only where the number that the traced process was told leads to the executable that it
+/// was told: it may be a number of another pid namespace.
+fn peer_name(event: &Event<'_>) -> Option<Vec<u8>> {
+    let (pid, exe) = (event.peer_pid?, event.peer_exe.as_deref().filter(|exe| !exe.is_empty())?);
+    let found = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    if &*Text::escaped_name(found.as_os_str().as_bytes()) != exe {
+        return None;
+    }
+    let mut name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    name.pop_if(|byte| *byte == b'\n');
+    Some(name)
+}
+
 impl Sink for Joined<'_> {
     fn sender(&mut self, sender: Sender, channel: u64) {
         self.sink.sender(sender, channel);
     }
 
     fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        if event.kind == EventType::Open
-            && let Some(other) = self.other_end(event)
-        {
-            let peer_conn_id = Some(Text(Cow::Borrowed(&other)));
-            return self.sink.event(&Event { peer_conn_id, ..event.clone() }, payload);
+        if event.kind != EventType::Open {
+            return self.sink.event(event, payload);
         }
-        self.sink.event(event, payload);
+        let (other, name) = (self.other_end(event), peer_name(event));
+        let peer_conn_id = other.as_deref().map(|other| Text(Cow::Borrowed(other)));
+        let peer_comm = name.as_deref().map(Text::escaped_name);
+        self.sink.event(&Event { peer_conn_id, peer_comm, ..event.clone() }, payload);
     }
 
     fn frame(&mut self, frame: &Frame<'_>) {

@@ -95,7 +95,7 @@ impl Recording {
     }
 
     /// Opens a recording and reads it once, as far as it goes now, for what must be known before: holes, and times.
-    fn survey(folder: &Path) -> Result<(Self, ordered::Survey, u64)> {
+    fn survey(folder: &Path) -> Result<(Self, ordered::Survey, u64, usize)> {
         let path = folder.join(EVENTS);
         let shown = folder.display();
         let file = lines::open(&path).map_err(|error| match error.kind() {
@@ -122,11 +122,13 @@ impl Recording {
             omits_payload: false,
             unreadable: 0,
         };
-        let (survey, end) = recording.read_once().with_context(|| format!("{}: cannot be read", path.display()))?;
-        Ok((recording, survey, end))
+        let (survey, end, torn) =
+            recording.read_once().with_context(|| format!("{}: cannot be read", path.display()))?;
+        Ok((recording, survey, end, torn))
     }
 
-    fn read_once(&mut self) -> io::Result<(ordered::Survey, u64)> {
+    /// What is there, up to which byte, and how many bytes of a line that has no end are behind that.
+    fn read_once(&mut self) -> io::Result<(ordered::Survey, u64, usize)> {
         let mut survey = ordered::Survey::default();
         let end = self.events_len()?;
         // What grows while it is read has no end.
@@ -143,10 +145,10 @@ impl Recording {
                 self.note_hole(&event);
             }
         }
-        let end = self.lines.at();
+        let (end, torn) = (self.lines.at(), self.lines.torn_len());
         self.lines.rewind()?;
         (self.adrift, self.unreadable) = (false, 0);
-        Ok((survey, end))
+        Ok((survey, end, torn))
     }
 
     fn note_hole(&mut self, event: &Event<'_>) {

@@ -95,7 +95,7 @@ impl Connections {
         match event.kind {
             EventType::Open => {
                 let path = shortened(event.path.as_deref().unwrap_or_default());
-                let exe = event.peer_exe.as_deref().map(shortened);
+                let exe = event.peer_comm.as_deref().or(event.peer_exe.as_deref()).map(shortened);
                 self.make_room(conn_id, path.len() + exe.map_or(0, str::len));
                 let connection = self.by_id.entry(conn_id.to_owned()).or_default();
                 connection.seen(ns);

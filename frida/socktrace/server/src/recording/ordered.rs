@@ -97,6 +97,7 @@ pub struct Ordered {
     to_come: Vec<u64>,
     /// Up to which byte the times are known.
     end: u64,
+    first_end: u64,
     /// By time, and by order of arrival where that is the same.
     held: BTreeMap<(u64, u64), (Vec<u8>, Location)>,
     held_len: usize,
@@ -106,6 +107,8 @@ pub struct Ordered {
     pub late: u64,
     /// Whether the last event that was read says that the recording has ended.
     pub has_ended: bool,
+    /// Bytes of a last line that had no end when this began.
+    torn: usize,
 }
 
 impl Ordered {
@@ -113,24 +116,35 @@ impl Ordered {
     ///
     /// As of [`Recording::open`].
     pub fn open(folder: &std::path::Path) -> anyhow::Result<Self> {
-        let (recording, survey, end) = Recording::survey(folder)?;
+        let (recording, survey, end, torn) = Recording::survey(folder)?;
         Ok(Self {
             recording,
             order: Order::default(),
             to_come: survey.into_come(),
             end,
+            first_end: end,
             held: BTreeMap::new(),
             held_len: 0,
             arrived: 0,
             latest_given: 0,
             late: 0,
             has_ended: false,
+            torn,
         })
     }
 
     /// The files.
     pub fn recording(&mut self) -> &mut Recording {
         &mut self.recording
+    }
+
+    /// Bytes of a last line that has no end.
+    pub fn torn_len(&self) -> usize {
+        match self.recording.torn_len() {
+            // What was behind the end has not been read again.
+            0 if self.recording.at() == self.first_end => self.torn,
+            len => len,
+        }
     }
 
     /// Up to which byte of events.jsonl the first reading went.
