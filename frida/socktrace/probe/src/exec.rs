@@ -442,6 +442,11 @@ fn tell(call: &Call<'_>, why: Option<&str>, buffer: &mut [u8]) {
     if who.is_guest && !transport::reaches_guests() {
         return;
     }
+    // In a pid namespace the collector may not find out who has said this before the process is another program, which will
+    // introduce itself.
+    if who.is_guest && why.is_none() && transport::guests_announce_themselves() {
+        return;
+    }
     let mut path = target.path.to_bytes();
     let (of_path, of_values) = buffer.split_at_mut(buffer.len().min(MAX_PROGRAM_LEN));
     if path.is_empty() && !process::is_confined() {
