@@ -284,7 +284,7 @@ pub fn escaped(bytes: &[u8]) -> String {
     let mut shown = String::new();
     for byte in bytes {
         match byte {
-            32..=126 => shown.push(char::from(*byte)),
+            32..=126 if *byte != b'\\' => shown.push(char::from(*byte)),
             _ => shown += &format!("\\x{byte:02x}"),
         }
     }
