@@ -78,6 +78,8 @@ pub(super) fn init() -> bool {
 /// Makes a ring, and no other is written to from here on; whether it could be.
 fn begin() -> bool {
     let Some(mut len) = limits::ring_len(params::get().ring_bytes as usize) else { return false };
+    // Nobody has been told of this one, whoever has the one before it.
+    SERVER.store(0, Ordering::Relaxed);
     let Ok(at) = params::map(size_of::<Writer>()) else { return false };
     let memory = loop {
         match make(len) {
