@@ -85,7 +85,6 @@ pub(crate) fn after_fork() -> Option<u64> {
 }
 
 /// Whether a vforked child's number may be another one where the server is.
-#[cfg(feature = "standalone")]
 pub(crate) fn guests_announce_themselves() -> bool {
     params::get().transport == Transport::Shm && shared::guests_announce_themselves()
 }
