@@ -20,8 +20,9 @@ impl Numbers {
     }
 }
 
-/// So many reasons and processes are told apart.
-const MAX_REASONS: usize = 64;
+/// So many reasons and processes are told apart. An agent has some ten reasons; more are somebody's who wants the end to be
+/// long, and all of these fit on a screen or two.
+const MAX_REASONS: usize = 24;
 const MAX_PROCESSES: usize = 1 << 20;
 /// More of a reason is not shown, in bytes.
 const MAX_REASON_LEN: usize = 400;
