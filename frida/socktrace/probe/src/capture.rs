@@ -257,10 +257,10 @@ impl Call {
         self.is_idle(true) || self.reported_fast(Direction::In, result, only)
     }
 
-    /// The same as [`Call::sent`] of a message that a call of the recv(2) family received.
+    /// Reports a message that a call of the recv(2) family received, where [`Call::received_plain`] did not.
     #[inline]
-    pub(crate) fn received(&self, result: isize, buffer: Option<IoVec>, message: impl FnOnce() -> Message) {
-        if result >= 0 && !self.is_idle(true) && !self.reported_fast(Direction::In, result, buffer) {
+    pub(crate) fn received(&self, result: isize, message: impl FnOnce() -> Message) {
+        if result >= 0 && !self.is_idle(true) {
             self.report_message(Direction::In, result, message);
         }
     }

@@ -246,19 +246,13 @@ pub(crate) fn set_checked(fd: i32, now_ns: u64) {
 #[inline(always)]
 pub(crate) fn is_other(fd: i32) -> bool {
     // Nothing is called here: a hook's way past needs no frame on the stack then.
-    let table = TABLE.load(Ordering::Acquire);
-    let index = fd.cast_unsigned() as usize;
-    if table.is_null() || index >= CHUNKS * CHUNK_LEN {
-        return true;
+    // SAFETY: null, or mapped for good.
+    let Some(table) = (unsafe { TABLE.load(Ordering::Acquire).as_ref() }) else { return true };
+    match entry_in(table, fd) {
+        Some(entry) => entry.slot.load(Ordering::Acquire) & 3 == 1,
+        // Of one that has no place, that; of one near which nothing was ever known, nothing.
+        None => !has_place(fd),
     }
-    // SAFETY: not null, so mapped for good; and within its chunks.
-    let chunk = unsafe { (&raw const (*table).chunks).cast::<AtomicPtr<Chunk>>().add(index / CHUNK_LEN).as_ref() };
-    let Some(chunk) = chunk.map(|chunk| chunk.load(Ordering::Acquire)).filter(|chunk| !chunk.is_null()) else {
-        return false;
-    };
-    // SAFETY: mapped for good, and within it.
-    let entry = unsafe { &*chunk.cast::<Entry>().add(index % CHUNK_LEN) };
-    entry.slot.load(Ordering::Acquire) & 3 == 1
 }
 
 /// What is known of a descriptor; of all while nothing is traced, and of one beyond the table, that it is not traced.

@@ -17,7 +17,7 @@ fn count_of(count: c_int) -> usize {
 unsafe fn report_read(call: &Call, result: isize, iov: *const IoVec, count: c_int) {
     let buffers = Buffers::Many(iov, count_of(count));
     if result == 0 && call.keeps_messages_apart(1) && buffers.room() > 0 {
-        call.received(result, None, || Message { buffers, peer: Peer::NONE, details: Details::NONE });
+        call.received(result, || Message { buffers, peer: Peer::NONE, details: Details::NONE });
     } else {
         call.moved(In, result, buffers);
     }

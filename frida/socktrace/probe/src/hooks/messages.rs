@@ -79,7 +79,7 @@ impl MessageHeader {
             // Even of a peek: it makes descriptors too.
             details.ancillary.arrive(call.fd());
             let peer = Peer { address: self.name, len: address_room.min(self.name_len as usize) };
-            call.received(moved, None, || Message { buffers: self.buffers(), peer, details });
+            call.received(moved, || Message { buffers: self.buffers(), peer, details });
         }
     }
 }
@@ -244,7 +244,7 @@ unsafe fn report_received(
         address: *const c_void,
         (address_len, room): (*const c_uint, usize),
     ) {
-        call.received(taken(result, flags, len), None, || Message {
+        call.received(taken(result, flags, len), || Message {
             buffers: Buffers::one(buffer, len),
             // SAFETY: the caller's promise: the call has succeeded.
             peer: unsafe { filled_in(address, address_len, room) },
