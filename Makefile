@@ -5,8 +5,11 @@ VENV = target/venv
 VENV16 = target/venv-frida16
 VENV_LINT = target/venv-lint
 
-export SOCKTRACE_SERVER = $(CURDIR)/frida/socktrace/server/target/release/socktrace-server
-export SOCKTRACE = $(CURDIR)/frida/socktrace/server/target/release/socktrace
+# Where cargo builds.
+BUILT = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+
+export SOCKTRACE_SERVER = $(BUILT)/release/socktrace-server
+export SOCKTRACE = $(BUILT)/release/socktrace
 export SOCKTRACE_AGENT = $(CURDIR)/frida/socktrace/agent.js
 export SOCKTRACE_FRIDA = $(CURDIR)/$(VENV)/bin/frida
 export SOCKTRACE_FRIDA16 = $(CURDIR)/$(VENV16)/bin/frida
@@ -17,7 +20,7 @@ all: build
 
 build:
 	@$(MAKE) --no-print-directory -C frida/socktrace/server
-	cargo build --release --locked --target-dir frida/socktrace/server/target -p socktrace
+	cargo build --release --locked -p socktrace
 
 demo: build $(VENV)/ready
 	@$(VENV)/bin/python demo/demo.py
@@ -39,12 +42,12 @@ SECONDS = 600
 soak: build $(VENV)/ready
 	SOCKTRACE_SOAK=$(SECONDS) cargo test --locked -p socktrace-random --test suite -- --nocapture soak
 
-# Hostile input, guided by coverage, for SECONDS each: of TARGET, or of all (frida/socktrace/fuzz). What is found gathers
+# Hostile input, guided by coverage, for SECONDS each: of TARGET, or of all (tests/fuzz). What is found gathers
 # in target/fuzz/TARGET, an input that breaks a promise beside it. `make corpus` then takes over what reaches new code.
 # The flags are cargo-fuzz's, but for those that only a nightly compiler takes.
 TARGET = frames streams reader rings directory
-FUZZ = frida/socktrace/fuzz/corpus
-FUZZ_WORK = "$${CARGO_TARGET_DIR:-target}"/fuzz
+FUZZ = tests/fuzz/corpus
+FUZZ_WORK = "$(BUILT)"/fuzz
 FUZZ_TRIPLE = x86_64-unknown-linux-gnu
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -75,7 +78,7 @@ guided:
 # rounds, BENCH_WAYS=preload+shm,strace some ways. As root it has bpftrace's row, too.
 bench: build $(VENV)/ready
 	cargo build --release --locked -p socktrace-bench
-	@"$${CARGO_TARGET_DIR:-target}"/release/socktrace-bench
+	@"$(BUILT)"/release/socktrace-bench
 
 lint: deny
 	cargo fmt --all --check

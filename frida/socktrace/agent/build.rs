@@ -16,8 +16,9 @@ fn main() {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(var("OUT_DIR"));
     let root = here.join("../../..");
-    for source in ["../probe/src", "../probe/Cargo.toml", "../gttr/src", "../ring/src", "build.rs"] {
-        println!("cargo::rerun-if-changed={}", here.join(source).display());
+    println!("cargo::rerun-if-changed=build.rs");
+    for source in ["probe/src", "probe/Cargo.toml", "gttr/src", "ring/src"] {
+        println!("cargo::rerun-if-changed={}", root.join("crates").join(source).display());
     }
     let target = var("TARGET");
     let target_dir = out.join("probe");

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use socktrace_server::{Contents, SockType, notice, serve};
+use socktrace_collect::{Contents, SockType, notice, serve};
 
 /// Records what traced processes send: OUT_DIR/events.jsonl, and OUT_DIR/<conn_id>.in.bin and .out.bin per connection.
 ///

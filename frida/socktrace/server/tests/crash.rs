@@ -17,7 +17,7 @@ use gttr::{Direction, Ext, ExtWriter, Frame, FrameType};
 use harness::{Server, encode, noise, until};
 use rustix::process::Signal;
 use serde::Deserialize;
-use socktrace_server::{Contents, Recorder, Sink, decode};
+use socktrace_collect::{Contents, Recorder, Sink, decode};
 
 /// How often the server is killed, half of that for each transport, unless SOCKTRACE_KILLS says otherwise.
 const KILLS: u64 = 200;

@@ -6,7 +6,7 @@ use gttr::{Credentials, Direction, Ext, ExtWriter, Frame, FrameType, PassedFd};
 use harness::{assert_golden, data, encode, golden_frames, noise};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use socktrace_server::{Event, EventType, Sender, Sink, decode};
+use socktrace_collect::{Event, EventType, Sender, Sink, decode};
 
 /// Keeps lines as they would be written.
 #[derive(Default)]
@@ -162,7 +162,7 @@ fn text_is_escaped_not_replaced() {
 fn a_connection_that_cannot_name_its_file_says_which_it_is() {
     let event = of_datagram(&data(b"../../etc/passwd", Direction::In, b"x"));
     let file = event["file"].as_str().unwrap();
-    assert_eq!(file, socktrace_server::util::safe_filename(b"../../etc/passwd"));
+    assert_eq!(file, socktrace_collect::util::safe_filename(b"../../etc/passwd"));
     assert!(!file.contains('/'));
     assert_eq!(of_datagram(&data(b"plain", Direction::In, b"x")).get("file"), None);
 }

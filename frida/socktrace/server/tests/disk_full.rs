@@ -11,7 +11,7 @@ use gttr::{Direction, Frame, FrameType};
 use harness::{Server, data, encode, events_in, noise, skipped, sum, until};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
-use socktrace_server::{Contents, Recorder, Sink, decode};
+use socktrace_collect::{Contents, Recorder, Sink, decode};
 use tempfile::TempDir;
 
 /// A small disk, mounted where the server is to write.

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 /// Nothing here takes that long; a machine under load may.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-pub const GOLDEN_FRAMES: &str = include_str!("../../../gttr/tests/golden/gttr-v1-frames.hex");
-pub const GOLDEN_EVENTS: &str = include_str!("../../../gttr/tests/golden/gttr-v1-events.jsonl");
+pub const GOLDEN_FRAMES: &str = include_str!("../../../../../crates/gttr/tests/golden/gttr-v1-frames.hex");
+pub const GOLDEN_EVENTS: &str = include_str!("../../../../../crates/gttr/tests/golden/gttr-v1-events.jsonl");
 
 pub fn golden_frames() -> Vec<Vec<u8>> {
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();

@@ -1,0 +1,158 @@
+//! `socktrace export`: a recorded directory for Wireshark or Perfetto.
+
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use socktrace_collect::{Event, notice};
+use socktrace_export::directory::{Filter, Options};
+use socktrace_export::{Decode, Exporter, Pcapng, Perfetto, Progress, Report};
+
+use crate::args::{ExportArgs, ExportFormat, FilterArgs};
+use crate::filter::Scope;
+use crate::packets::open_binary;
+use crate::view::losses::Losses;
+
+const BUFFER_LEN: usize = 256 << 10;
+/// Before that, nobody has begun to wonder.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// `socktrace export`
+pub fn export(args: &ExportArgs) -> Result<ExitCode> {
+    let decode = Decode::new(args.decode.iter().map(String::as_str))?;
+    let format = match args.format {
+        Some(format) => format,
+        None => format_of(&args.output)?,
+    };
+    let filter_args = FilterArgs { path: args.path.clone(), pid: args.pid.clone(), ..FilterArgs::default() };
+    // Before the file is touched.
+    Scope::new(&filter_args)?;
+    socktrace_collect::Recording::open(&args.dir)?;
+    let output = (args.output.as_os_str() != "-").then_some(&*args.output);
+    let writer = BufWriter::with_capacity(BUFFER_LEN, open_binary(output)?);
+    let mut exporter = match exporter(format, writer, &decode) {
+        Ok(exporter) => exporter,
+        Err(error) => return gone_or(error.into()),
+    };
+    let mut losses = Losses::default();
+    let mut bar = Bar::new();
+    let result = socktrace_export::export(
+        &args.dir,
+        &mut *exporter,
+        &mut Options {
+            decode,
+            filter: &mut || {
+                let mut scope = Scope::new(&filter_args)?;
+                Ok(Box::new(move |event: &Event<'_>| scope.lets_through(event)) as Filter)
+            },
+            note: &mut |event| losses.note(event),
+            progress: &mut |progress| bar.show(progress),
+        },
+    );
+    bar.clear();
+    match result {
+        Ok(report) => tell(&args.dir, &report, &losses),
+        Err(error) => return gone_or(error),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn exporter(format: ExportFormat, writer: impl Write + 'static, decode: &Decode) -> io::Result<Box<dyn Exporter>> {
+    Ok(match format {
+        ExportFormat::Pcapng => Box::new(Pcapng::new(writer, decode.clone())?),
+        ExportFormat::Pftrace => Box::new(Perfetto::new(writer)),
+    })
+}
+
+/// A reader that has gone (`| head`) wanted no more.
+fn gone_or(error: anyhow::Error) -> Result<ExitCode> {
+    let gone = error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe));
+    if gone { Ok(ExitCode::SUCCESS) } else { Err(error) }
+}
+
+fn format_of(path: &Path) -> Result<ExportFormat> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("pcapng") => Ok(ExportFormat::Pcapng),
+        Some("pftrace" | "perfetto-trace") => Ok(ExportFormat::Pftrace),
+        _ if path.as_os_str() == "-" => bail!("-o -: what is to be written? --format pcapng or pftrace says"),
+        _ => bail!(
+            "{}: the name does not say what is to be written: end it in .pcapng or .pftrace, or use --format",
+            path.display()
+        ),
+    }
+}
+
+fn tell(dir: &Path, report: &Report, losses: &Losses) {
+    let shown = dir.display();
+    if report.unreadable > 0 {
+        notice(&format!("{shown}/events.jsonl: {} lines are no events and are left out", report.unreadable));
+    }
+    if report.torn > 0 {
+        notice(&format!("{shown}/events.jsonl: the last line is cut off and is left out"));
+    } else if !report.has_ended {
+        notice(&format!("{shown}: its recording has not ended, or was cut off: exported as far as it goes"));
+    }
+    if report.late > 0 {
+        notice(&format!(
+            "{shown}: {} events stand after later ones: too much lies between them to be put in order",
+            report.late
+        ));
+    }
+    if report.left_out > 0 {
+        notice(&format!(
+            "{shown}: {} events are left out: they are of more connections than there is room for",
+            report.left_out
+        ));
+    }
+    losses.sentences().iter().for_each(|sentence| notice(sentence));
+}
+
+/// A bar on standard error, if that is a terminal.
+struct Bar {
+    begun: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Bar {
+    fn new() -> Self {
+        Self { begun: Instant::now(), bar: None }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        if self.begun.elapsed() < SILENCE {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{wide_bar} {percent}% {eta}");
+            ProgressBar::new(progress.total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_by_name() {
+        assert_eq!(format_of(Path::new("/tmp/x.pcapng")).unwrap(), ExportFormat::Pcapng);
+        assert_eq!(format_of(Path::new("x.pftrace")).unwrap(), ExportFormat::Pftrace);
+        assert_eq!(format_of(Path::new("x.perfetto-trace")).unwrap(), ExportFormat::Pftrace);
+        for name in ["x", "x.pcap", "-", "pcapng"] {
+            assert!(format_of(Path::new(name)).unwrap_err().to_string().contains("--format"), "{name}");
+        }
+    }
+}

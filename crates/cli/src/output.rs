@@ -1,0 +1,346 @@
+//! Where lines go: a terminal, a pipe or a file, which may be slow, full or gone.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anstream::{AutoStream, ColorChoice};
+use anyhow::Result;
+use socktrace_collect::{notice, private};
+
+/// How much waits for a slow reader while a program is traced, in bytes: beyond that, lines are dropped and counted,
+/// because the program must not wait.
+const MAX_WAITING: usize = 64 << 20;
+/// Lines of a traced program wait so long for earlier ones: what several processes do in a few milliseconds arrives process
+/// by process. Nobody sees the difference.
+pub const ORDERING_TIME: Duration = Duration::from_millis(20);
+
+/// Lines, and when what they tell of happened.
+#[derive(Debug, Default)]
+pub struct Lines {
+    pub bytes: Vec<u8>,
+    /// Time in nanoseconds and length of each piece that stays together.
+    marks: Vec<(u64, usize)>,
+    marked: usize,
+}
+
+impl Lines {
+    /// What has been added since is of this time.
+    pub fn mark(&mut self, ns: u64) {
+        let len = self.bytes.len() - self.marked;
+        if len > 0 {
+            self.marks.push((ns, len));
+            self.marked = self.bytes.len();
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.marks.clear();
+        self.marked = 0;
+    }
+}
+
+/// The default destination.
+#[derive(Clone, Copy, Debug)]
+pub enum Default {
+    Stdout,
+    Stderr,
+}
+
+/// A destination, opened.
+pub struct Destination {
+    writer: Box<dyn Write + Send>,
+    /// Whether to write in colour.
+    pub colour: bool,
+    /// Whether it is where nobody will read anything: /dev/null (null(4)).
+    pub is_null: bool,
+}
+
+impl Destination {
+    /// Any writer, without colour.
+    pub fn to(writer: Box<dyn Write + Send>) -> Self {
+        Self { writer, colour: false, is_null: false }
+    }
+
+    /// # Errors
+    ///
+    /// The file cannot be made.
+    pub fn open(file: Option<&Path>, default: Default, colour: ColorChoice) -> Result<Self> {
+        let is_on = |auto: ColorChoice| match colour {
+            ColorChoice::Auto => auto != ColorChoice::Never,
+            chosen => chosen != ColorChoice::Never,
+        };
+        Ok(match (file, default) {
+            (Some(path), _) => {
+                let file = private::create(path)?;
+                let auto = if file.is_terminal() { AutoStream::choice(&io::stderr()) } else { ColorChoice::Never };
+                let is_null = is_null(&file);
+                Self { writer: Box::new(file), colour: is_on(auto), is_null }
+            }
+            (None, Default::Stdout) => Self {
+                writer: Box::new(io::stdout()),
+                colour: is_on(AutoStream::choice(&io::stdout())),
+                is_null: false,
+            },
+            (None, Default::Stderr) => Self {
+                writer: Box::new(io::stderr()),
+                colour: is_on(AutoStream::choice(&io::stderr())),
+                is_null: false,
+            },
+        })
+    }
+
+    /// A thread that writes, so that nobody else waits for the reader. What comes within `ordering` is written by time.
+    pub fn in_background(self, ordering: Duration) -> Output {
+        let queue = Arc::new(Queue::default());
+        let (theirs, writer) = (Arc::clone(&queue), self.writer);
+        // Without a thread there is nothing to be seen, and a program that has to be traced may still run.
+        let thread = thread::Builder::new().name("output".into()).spawn(move || drain(&theirs, writer, ordering));
+        Output { queue, thread: thread.ok() }
+    }
+
+    /// Writes at once.
+    pub fn write(&mut self, bytes: &[u8]) -> Written {
+        written(self.writer.write_all(bytes).and_then(|()| self.writer.flush()))
+    }
+}
+
+fn is_null(file: &File) -> bool {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    const NULL: u64 = libc::makedev(1, 3);
+    file.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == NULL)
+}
+
+/// What has become of lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    All,
+    /// The reader wants no more.
+    Gone,
+    /// They cannot be written, which has been said.
+    Failed,
+}
+
+/// A reader that has gone is no error, and anything else is said once.
+fn written(result: io::Result<()>) -> Written {
+    match result {
+        Ok(()) => Written::All,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Written::Gone,
+        Err(error) => {
+            notice(&format!("the output cannot be written: {error}: nothing more is shown"));
+            Written::Failed
+        }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Lines,
+    /// Bytes that are on their way, those that wait for earlier ones included.
+    len: usize,
+    /// Lines dropped since the last that was not.
+    dropped: u64,
+    closed: bool,
+    gone: bool,
+}
+
+impl State {
+    fn has_room(&self, len: usize) -> bool {
+        self.len == 0 || self.len + len <= MAX_WAITING
+    }
+
+    fn add(&mut self, bytes: &[u8], marks: &[(u64, usize)]) {
+        self.waiting.bytes.extend_from_slice(bytes);
+        self.waiting.marks.extend_from_slice(marks);
+        self.len += bytes.len();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn drain(queue: &Queue, mut writer: Box<dyn Write + Send>, ordering: Duration) {
+    let mut held = Ordering::default();
+    let mut bytes = Vec::new();
+    loop {
+        let mut state = queue.lock();
+        while state.waiting.bytes.is_empty() && !state.closed {
+            state = match held.until_due(ordering) {
+                None => queue.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => break,
+                Some(time) => queue.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        let (lines, is_last) = (std::mem::take(&mut state.waiting), state.closed);
+        drop(state);
+        held.add(&lines, Instant::now());
+        bytes.clear();
+        held.take(if is_last { Duration::ZERO } else { ordering }, &mut bytes);
+        if written(writer.write_all(&bytes).and_then(|()| writer.flush())) != Written::All {
+            let mut state = queue.lock();
+            (state.gone, state.waiting) = (true, Lines::default());
+            return;
+        }
+        queue.lock().len -= bytes.len();
+        if is_last && queue.lock().waiting.bytes.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Lines that wait for earlier ones.
+#[derive(Default)]
+struct Ordering {
+    /// By time, and by order of arrival where that is the same.
+    lines: BTreeMap<(u64, u64), Vec<u8>>,
+    count: u64,
+    /// When lines have arrived, and the latest time among them.
+    arrivals: VecDeque<(Instant, u64)>,
+}
+
+impl Ordering {
+    fn add(&mut self, lines: &Lines, now: Instant) {
+        let (mut rest, mut latest) = (&*lines.bytes, 0);
+        for &(ns, len) in &lines.marks {
+            let (line, after) = rest.split_at(len);
+            self.lines.insert((ns, self.count), line.to_owned());
+            self.count += 1;
+            (rest, latest) = (after, latest.max(ns));
+        }
+        if !lines.marks.is_empty() {
+            self.arrivals.push_back((now, latest));
+        }
+    }
+
+    /// How long until some have waited for long enough.
+    fn until_due(&self, ordering: Duration) -> Option<Duration> {
+        self.arrivals.front().map(|(arrived, _)| ordering.saturating_sub(arrived.elapsed()))
+    }
+
+    fn due(&mut self, ordering: Duration) -> Option<(Instant, u64)> {
+        let is_due = self.arrivals.front().is_some_and(|(arrived, _)| arrived.elapsed() >= ordering);
+        if is_due { self.arrivals.pop_front() } else { None }
+    }
+
+    /// Appends those that have waited for long enough, and all that happened before them.
+    fn take(&mut self, ordering: Duration, to: &mut Vec<u8>) {
+        let mut until = None;
+        while let Some((_, latest)) = self.due(ordering) {
+            until = until.max(Some(latest));
+        }
+        let Some(until) = until else { return };
+        while let Some(first) = self.lines.first_entry().filter(|first| first.key().0 <= until) {
+            to.extend_from_slice(&first.remove());
+        }
+    }
+}
+
+/// Lines on their way.
+pub struct Output {
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Output {
+    /// Hands whole lines on; never waits.
+    pub fn write(&self, lines: &Lines) {
+        let Some(&(first_ns, _)) = lines.marks.first() else { return };
+        let mut state = self.queue.lock();
+        if state.gone || self.thread.is_none() {
+            return;
+        }
+        if !state.has_room(lines.bytes.len()) {
+            state.dropped += lines.bytes.iter().filter(|&&b| b == b'\n').count() as u64;
+            return;
+        }
+        if let dropped @ 1.. = std::mem::take(&mut state.dropped) {
+            let note = format!("… {dropped} lines are not shown: the output did not take them\n");
+            state.add(note.as_bytes(), &[(first_ns, note.len())]);
+        }
+        state.add(&lines.bytes, &lines.marks);
+        drop(state);
+        self.queue.changed.notify_one();
+    }
+
+    /// Hands bytes on that are no lines; never waits. False: they are dropped, because too much is waiting.
+    pub fn write_whole(&self, bytes: &[u8]) -> bool {
+        let mut state = self.queue.lock();
+        if state.gone || self.thread.is_none() {
+            return true;
+        }
+        if !state.has_room(bytes.len()) {
+            return false;
+        }
+        state.add(bytes, &[(0, bytes.len())]);
+        drop(state);
+        self.queue.changed.notify_one();
+        true
+    }
+
+    /// Waits until all is written, and returns how many lines never will be.
+    pub fn finish(mut self) -> u64 {
+        let mut state = self.queue.lock();
+        state.closed = true;
+        let dropped = state.dropped;
+        drop(state);
+        self.queue.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(all: &[(u64, &str)]) -> Lines {
+        let mut lines = Lines::default();
+        for (ns, text) in all {
+            lines.bytes.extend_from_slice(text.as_bytes());
+            lines.mark(*ns);
+        }
+        lines
+    }
+
+    #[test]
+    fn lines_that_arrive_late_are_written_by_time() {
+        let (mut ordering, mut out) = (Ordering::default(), Vec::new());
+        let long_ago = Instant::now().checked_sub(2 * ORDERING_TIME).unwrap();
+        ordering.add(&lines(&[(1, "a"), (5, "e"), (5, "f")]), long_ago);
+        ordering.add(&lines(&[(2, "b"), (9, "z"), (4, "d")]), Instant::now());
+        ordering.take(Duration::from_secs(3600), &mut out);
+        assert!(out.is_empty());
+        // What is due takes along what happened before.
+        ordering.take(ORDERING_TIME, &mut out);
+        assert_eq!(out, b"abdef");
+        ordering.take(Duration::ZERO, &mut out);
+        assert_eq!(out, b"abdefz");
+        assert!(ordering.until_due(ORDERING_TIME).is_none());
+    }
+
+    #[test]
+    fn nothing_is_lost_at_the_end() {
+        let (reader, writer) = io::pipe().unwrap();
+        let output = Destination::to(Box::new(writer)).in_background(Duration::from_secs(3600));
+        output.write(&lines(&[(2, "b\n"), (1, "a\n")]));
+        output.write(&lines(&[(u64::MAX, "table\n"), (0, "first\n")]));
+        assert_eq!(output.finish(), 0);
+        assert_eq!(io::read_to_string(reader).unwrap(), "first\na\nb\ntable\n");
+    }
+}

@@ -1,0 +1,320 @@
+//! One line a message, as people read it.
+
+use anstyle::{AnsiColor, Style as Colour};
+use socktrace_collect::event::Direction;
+use socktrace_collect::{Event, EventType, errno, printable};
+
+use super::assemble::Message;
+use super::connections::{Connection, Connections};
+use super::processes::{Processes, label};
+use super::table::{self, Row};
+use super::unseen::NOT_ASKED_FOR;
+use super::{Payload, Style, hexdump};
+use crate::summary::{self, Context};
+
+/// So much of a payload is shown behind the line, in bytes.
+const PREVIEW_LEN: usize = 80;
+/// So much of a payload is shown below the line, unless all is asked for, in bytes.
+const FOLD_LEN: usize = 512;
+/// A summary's characters.
+const MAX_SUMMARY: usize = 400;
+const INDENT: &str = "    ";
+
+const DIM: Colour = Colour::new().dimmed();
+const NAME: Colour = AnsiColor::Cyan.on_default();
+const PATH: Colour = Colour::new().bold();
+const OUT: Colour = AnsiColor::Green.on_default();
+const IN: Colour = AnsiColor::Blue.on_default();
+const BAD: Colour = AnsiColor::Red.on_default().bold();
+
+/// A line under construction.
+pub struct Line {
+    style: Style,
+    text: String,
+}
+
+impl Line {
+    pub fn new(style: Style, time: String) -> Self {
+        let mut line = Self { style, text: String::new() };
+        line.coloured(DIM, &time);
+        line
+    }
+
+    fn coloured(&mut self, colour: Colour, text: &str) {
+        self.bytes(colour, text.as_bytes());
+    }
+
+    /// Text with names in it, as events have them (docs/gttr.md, "Names").
+    fn named(&mut self, colour: Colour, escaped: &str) {
+        self.bytes(colour, &unescaped(escaped));
+    }
+
+    fn bytes(&mut self, colour: Colour, text: &[u8]) {
+        if text.is_empty() {
+            return;
+        }
+        if !self.text.is_empty() {
+            self.text.push(' ');
+        }
+        if self.style.colour {
+            self.text.push_str(&colour.render().to_string());
+        }
+        printable::push(&mut self.text, text, self.style.utf8);
+        if self.style.colour {
+            self.text.push_str(&colour.render_reset().to_string());
+        }
+    }
+
+    fn plain(&mut self, text: &str) {
+        self.coloured(Colour::new(), text);
+    }
+
+    fn ellipsis(&self) -> &'static str {
+        ellipsis(self.style)
+    }
+
+    fn finish(mut self, to: &mut Vec<u8>) {
+        self.text.push('\n');
+        to.extend_from_slice(self.text.as_bytes());
+    }
+}
+
+fn unescaped(name: &str) -> Vec<u8> {
+    gttr::unescape_path(name.as_bytes()).collect()
+}
+
+fn ellipsis(style: Style) -> &'static str {
+    if style.utf8 { "…" } else { "..." }
+}
+
+fn peer_of(connection: Option<&Connection>, processes: &Processes, connections: &Connections) -> String {
+    let peer = connection.and_then(|connection| connections.peer(connection));
+    peer.map(|(process, exe)| processes.show_peer(process, exe.as_deref())).unwrap_or_default()
+}
+
+/// A message's line, and what of its payload stands below it.
+pub fn message(message: &Message, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
+    let connection = connections.get(&message.conn_id);
+    if let Some(process) = message.process {
+        line.named(NAME, &processes.show(process));
+    }
+    let arrows = if line.style.utf8 { ["→", "←"] } else { ["->", "<-"] };
+    match message.direction {
+        Some(Direction::Out) => line.coloured(OUT, arrows[0]),
+        Some(Direction::In) => line.coloured(IN, arrows[1]),
+        None => {}
+    }
+    line.named(PATH, shown_path(&message.path));
+    let peer = peer_of(connection, processes, connections);
+    line.named(NAME, &peer);
+    line.plain(&size(message));
+    if let Some(missing) = message.missing {
+        line.coloured(BAD, &format!("({missing})"));
+    }
+    if !message.details.is_empty() {
+        line.named(DIM, &format!("({})", message.details));
+    }
+    let summary = summary_of(message, connection);
+    if let Some(summary) = &summary {
+        line.plain(summary);
+    }
+    let style = line.style;
+    if style.payload == Payload::Preview {
+        if summary.is_none() && !message.bytes.is_empty() {
+            preview(&mut line, message);
+        }
+        line.finish(to);
+        return;
+    }
+    line.finish(to);
+    below(style, message, to);
+}
+
+/// A socket's path; without one it is what unix(7) calls it, as both ends of a socketpair(2) are.
+fn shown_path(path: &str) -> &str {
+    if path.is_empty() { table::UNNAMED } else { path }
+}
+
+fn size(message: &Message) -> String {
+    let bytes = if message.total == 1 { "byte" } else { "bytes" };
+    if message.total > message.size {
+        format!("{} of {} {bytes}", message.size, message.total)
+    } else {
+        format!("{} {bytes}", message.size)
+    }
+}
+
+fn summary_of(message: &Message, connection: Option<&Connection>) -> Option<String> {
+    let client = connection.and_then(|connection| connection.is_client);
+    let out = message.direction == Some(Direction::Out);
+    let context = Context { path: &message.path, from_client: client.map(|client| client == out) };
+    let mut summary = summary::summarise(&message.bytes, &context)?;
+    if let Some((at, _)) = summary.char_indices().nth(MAX_SUMMARY) {
+        summary.truncate(at);
+        summary.push('…');
+    }
+    Some(summary)
+}
+
+fn preview(line: &mut Line, message: &Message) {
+    let len = cut(&message.bytes, PREVIEW_LEN);
+    line.text.push_str(" \"");
+    printable::push(&mut line.text, &message.bytes[..len], line.style.utf8);
+    line.text.push('"');
+    if let more @ 1.. = message.size.saturating_sub(len as u64) {
+        line.plain(&more_bytes(more, line.ellipsis()));
+    }
+}
+
+fn more_bytes(more: u64, ellipsis: &str) -> String {
+    format!("{ellipsis} {more} more byte{}", if more == 1 { "" } else { "s" })
+}
+
+/// A length of at most `max` that does not cut a character in two.
+fn cut(bytes: &[u8], max: usize) -> usize {
+    if bytes.len() <= max {
+        return bytes.len();
+    }
+    let is_inside = |at: usize| bytes[at] & 0xc0 == 0x80;
+    // A character has at most three bytes of that kind; more are no text.
+    (max - 3..=max).rev().find(|&at| !is_inside(at)).unwrap_or(max)
+}
+
+fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
+    let bytes = &message.bytes;
+    let len = match style.payload {
+        Payload::Full => bytes.len(),
+        Payload::Text => cut(bytes, FOLD_LEN),
+        _ => bytes.len().min(FOLD_LEN),
+    };
+    let mut text = String::new();
+    if len > 0 {
+        match style.payload {
+            Payload::Text => printable::push_lines(&mut text, &bytes[..len], style.utf8, INDENT),
+            _ => hexdump::push(&mut text, &bytes[..len], INDENT),
+        }
+    }
+    // What is missing has been said in the line.
+    if let more @ 1.. = message.size.saturating_sub(len as u64)
+        && (message.missing.is_none() || len < bytes.len())
+    {
+        text.push_str(&format!("{INDENT}{}\n", more_bytes(more, ellipsis(style))));
+    }
+    to.extend_from_slice(text.as_bytes());
+}
+
+/// The line of an event that is no message; none for what only the recording needs.
+pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
+    if let Some(process) = event.process() {
+        line.named(NAME, &processes.show(process));
+    }
+    let text = |text: &Option<socktrace_collect::event::Text<'_>>| text.as_deref().unwrap_or_default().to_owned();
+    let connection = event.conn_id.as_deref().and_then(|id| connections.get(id));
+    let path = match (event.path.as_deref(), connection) {
+        (Some(path), _) => path.to_owned(),
+        (None, Some(connection)) => connection.path.clone(),
+        (None, None) => String::new(),
+    };
+    match event.kind {
+        EventType::Open | EventType::Close | EventType::Listen => {
+            let word = match event.kind {
+                EventType::Open => "open",
+                EventType::Close => "close",
+                _ => "listen",
+            };
+            line.plain(word);
+            line.named(PATH, shown_path(&path));
+            if event.kind == EventType::Open {
+                let peer = peer_of(connection, processes, connections);
+                line.named(NAME, &peer);
+            }
+            line.named(DIM, &format!("({})", text(&event.how)));
+        }
+        EventType::Start | EventType::Fork => {
+            line.plain(if event.kind == EventType::Start { "start" } else { "fork" });
+            line.named(Colour::new(), &text(&event.exe));
+            // Of a process in another pid namespace it is a number there.
+            if let (Some(ppid), None) = (event.ppid, event.host_pid) {
+                line.coloured(DIM, &format!("(child of {ppid})"));
+            }
+        }
+        // One that is traced introduces itself.
+        EventType::Exec => match event.untraced.as_deref() {
+            Some(why) => {
+                line.plain("executes");
+                line.named(PATH, &text(&event.program));
+                let colour = if why == NOT_ASKED_FOR { DIM } else { BAD };
+                line.coloured(colour, &format!("(not traced: {why})"));
+            }
+            None => return,
+        },
+        // That all went well is not worth a line a process.
+        EventType::Exit => match event.status {
+            Some(0) => return,
+            Some(status) => line.plain(&format!("exited {status}")),
+            None => line.named(Colour::new(), &format!("exit {}", text(&event.raw))),
+        },
+        EventType::Fail => {
+            line.plain(&text(&event.call));
+            line.named(PATH, event.program.as_deref().unwrap_or(shown_path(&path)));
+            line.coloured(BAD, &failure(event));
+        }
+        EventType::Eof => {
+            line.plain("end of file");
+            line.named(PATH, shown_path(&path));
+            let peer = peer_of(connection, processes, connections);
+            line.named(NAME, &peer);
+        }
+        EventType::Error => line.named(BAD, &format!("error: {}", text(&event.raw))),
+        EventType::BadFrame => {
+            let (size, error) = (event.size.unwrap_or(0), text(&event.error));
+            line.coloured(BAD, &format!("bad frame: {size} bytes: {error}"));
+        }
+        EventType::Lost => {
+            let (events, bytes) = (event.events.unwrap_or(0), event.bytes.unwrap_or(0));
+            line.named(BAD, &format!("LOST {events} events, {bytes} bytes: {}", text(&event.reason)));
+            line.named(PATH, &path);
+        }
+        _ => return,
+    }
+    line.finish(to);
+}
+
+/// An error in words, with its name, and how often it has been.
+fn failure(event: &Event<'_>) -> String {
+    let number = event.errno.unwrap_or(0);
+    let mut shown = match errno::text(number) {
+        Some(text) => format!("{text} ({})", errno::name(number)),
+        None => format!("error {number}"),
+    };
+    if let Some(times @ 2..) = event.times {
+        shown.push_str(&format!(", {times} times"));
+    }
+    shown
+}
+
+/// The table at the end.
+pub fn table(style: Style, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
+    let escaped = |text: &str| {
+        let mut escaped = String::new();
+        printable::push(&mut escaped, &unescaped(text), style.utf8);
+        escaped
+    };
+    let row = |connection: &Connection, processes: &Processes| Row {
+        path: escaped(&connection.path),
+        process: escaped(
+            &connection.process.map(|process| label(&connection.process_name, process)).unwrap_or_default(),
+        ),
+        peer: escaped(&peer_of(Some(connection), processes, connections)),
+        sent: (connection.sent.messages, connection.sent.bytes),
+        received: (connection.received.messages, connection.received.bytes),
+        duration_ns: connection.duration_ns(),
+    };
+    let (busiest, hidden) = connections.busiest(table::MAX_ROWS);
+    let rows = busiest.into_iter().map(|connection| row(connection, processes)).collect();
+    to.push(b'\n');
+    for (number, line) in table::lines(rows, hidden, ellipsis(style)).into_iter().enumerate() {
+        let colour = if number == 0 && style.colour { PATH } else { Colour::new() };
+        to.extend_from_slice(format!("{}{line}{}\n", colour.render(), colour.render_reset()).as_bytes());
+    }
+}

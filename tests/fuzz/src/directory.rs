@@ -1,0 +1,118 @@
+//! A recording that somebody else has made up: it can be read, exported and put right, and nothing around it is touched.
+//!
+//! An input is `events.jsonl`, the journal's entries, and payload files.
+
+use std::fs;
+use std::io::sink;
+use std::os::unix::fs::symlink;
+
+use sha2::{Digest, Sha256};
+use socktrace_collect::{Contents, Event, Recorder, Recording, silence_notices};
+use socktrace_export::directory::{Filter, Options, export};
+use socktrace_export::{Decode, Exporter, Pcapng, Perfetto};
+
+use crate::input::Input;
+use crate::sandbox::Sandbox;
+
+/// As `show` does by default, about.
+const SHOWN_LEN: usize = 4096;
+/// Names of payload files that events speak of; an input may have others.
+const NAMES: [&str; 4] = ["a.in.bin", "a.out.bin", "b%c.in.bin", "p1.2-3.out.bin"];
+
+pub(crate) fn run(bytes: &[u8]) {
+    silence_notices();
+    let mut input = Input(bytes);
+    let sandbox = Sandbox::new();
+    let out = sandbox.out();
+    let flags = input.u8();
+    let write = |name: &str, bytes: &[u8]| fs::write(out.join(name), bytes).expect("a new file");
+    write("events.jsonl", input.text());
+    let journal = match flags & 3 {
+        0 => None,
+        1 => Some(input.text().to_vec()),
+        how => Some(journal(&mut input, how == 2)),
+    };
+    if let Some(journal) = journal {
+        write("events.journal", &journal);
+    }
+    for name in NAMES {
+        match input.u8() % 4 {
+            0 => {}
+            1 => symlink(sandbox.canary(), out.join(name)).expect("a new file"),
+            _ => write(name, &vec![b'x'; usize::from(input.u16())]),
+        }
+    }
+    read(&sandbox);
+    if let Ok(recorder) = Recorder::open(out, Contents::All) {
+        if flags & 4 != 0 {
+            // It is killed again.
+            drop(recorder);
+            drop(Recorder::open(out, Contents::All));
+        } else {
+            recorder.finish("done");
+        }
+    }
+    sandbox.check();
+    read(&sandbox);
+}
+
+/// A journal as docs/design.md has it, with sums that are right.
+fn journal(input: &mut Input<'_>, is_of_this_boot: bool) -> Vec<u8> {
+    let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mut journal = Vec::new();
+    for _ in 0..1 + input.u8() % 2 {
+        let mut entries = Vec::new();
+        for _ in 0..input.u8() % 6 {
+            let kind = input.u8();
+            let name = if kind & 1 == 0 { NAMES[usize::from(kind >> 1) % 4].as_bytes() } else { input.text() };
+            let len = if kind & 128 == 0 { input.u16().into() } else { input.u64() };
+            // A text has at most so many.
+            entries.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            entries.extend_from_slice(&len.to_le_bytes());
+            entries.extend_from_slice(name);
+        }
+        let mut head = b"STJRNL01".to_vec();
+        match boot.first_chunk::<36>() {
+            Some(boot) if is_of_this_boot => head.extend_from_slice(boot),
+            _ => head.extend_from_slice(&[b'0'; 36]),
+        }
+        let numbers = [7, number(input), number(input), entries.len() as u64];
+        numbers.iter().for_each(|number| head.extend_from_slice(&number.to_le_bytes()));
+        head.extend_from_slice(&Sha256::digest(&entries)[..8]);
+        let sum = Sha256::digest(&head);
+        head.extend_from_slice(&sum[..8]);
+        journal.extend_from_slice(&head);
+        journal.extend_from_slice(&entries);
+    }
+    journal
+}
+
+/// A length of `events.jsonl`: mostly one that it can have.
+fn number(input: &mut Input<'_>) -> u64 {
+    match input.u16() {
+        u16::MAX => input.u64(),
+        len => len.into(),
+    }
+}
+
+/// What `show` and `export` read.
+fn read(sandbox: &Sandbox) {
+    let Ok(mut recording) = Recording::open(sandbox.out()) else { return };
+    while let Some(line) = recording.next_line().expect("a file in memory") {
+        let Some(event) = recording.event(&line) else { continue };
+        let beginning = recording.beginning(&event, SHOWN_LEN);
+        assert!(beginning.len() <= SHOWN_LEN && recording.payload(&event, SHOWN_LEN).bytes.len() <= SHOWN_LEN);
+    }
+    let decode = Decode::new([]).expect("no rules");
+    let pcapng = Pcapng::new(sink(), decode.clone()).expect("it is not written");
+    let exporters: [Box<dyn Exporter>; 2] = [Box::new(pcapng), Box::new(Perfetto::new(sink()))];
+    for mut exporter in exporters {
+        let mut options = Options {
+            decode: decode.clone(),
+            filter: &mut || Ok(Box::new(|_: &Event<'_>| true) as Filter),
+            note: &mut |_| {},
+            progress: &mut |_| {},
+        };
+        export(sandbox.out(), &mut *exporter, &mut options).expect("a recording");
+    }
+}
