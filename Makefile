@@ -14,7 +14,13 @@ export SOCKTRACE_AGENT = $(CURDIR)/frida/socktrace/agent.js
 export SOCKTRACE_FRIDA = $(CURDIR)/$(VENV)/bin/frida
 export SOCKTRACE_FRIDA16 = $(CURDIR)/$(VENV16)/bin/frida
 
-.PHONY: all demo test lint deny clean build coverage random soak bench fuzz corpus guided
+# Where `make install` puts things; DESTDIR, for packages, stands before it.
+PREFIX = /usr/local
+TO = $(DESTDIR)$(PREFIX)
+INSTALLED_FOLDERS = "$(TO)/bin" "$(TO)/share/socktrace" "$(TO)/share/man/man1" \
+    "$(TO)/share/bash-completion/completions" "$(TO)/share/zsh/site-functions" "$(TO)/share/fish/vendor_completions.d"
+
+.PHONY: all demo picture install uninstall test check lint deny clean build coverage random soak bench fuzz corpus guided
 
 all: build
 
@@ -24,6 +30,30 @@ build:
 
 demo: build $(VENV)/ready
 	@$(VENV)/bin/python demo/demo.py
+
+# Under sudo there is often no cargo: what `make` has built is installed then.
+install:
+	@if command -v cargo >/dev/null; then $(MAKE) --no-print-directory build; fi
+	@[ -x "$(SOCKTRACE)" ] && [ -x "$(SOCKTRACE_SERVER)" ] && [ -f "$(SOCKTRACE_AGENT)" ] || { echo "socktrace: nothing is built yet, and cargo is not in PATH: run make first, as the user who has cargo" >&2; exit 1; }
+	install -d $(INSTALLED_FOLDERS)
+	install "$(SOCKTRACE)" "$(SOCKTRACE_SERVER)" "$(TO)/bin"
+	install -m 644 "$(SOCKTRACE_AGENT)" "$(TO)/share/socktrace/agent.js"
+	umask 022; "$(SOCKTRACE)" man --dir "$(TO)/share/man/man1"
+	umask 022; "$(SOCKTRACE)" completions bash > "$(TO)/share/bash-completion/completions/socktrace"
+	umask 022; "$(SOCKTRACE)" completions zsh > "$(TO)/share/zsh/site-functions/_socktrace"
+	umask 022; "$(SOCKTRACE)" completions fish > "$(TO)/share/fish/vendor_completions.d/socktrace.fish"
+
+# The other folders may have been there before.
+uninstall:
+	rm -f "$(TO)"/bin/socktrace "$(TO)"/bin/socktrace-server "$(TO)"/share/socktrace/agent.js
+	rm -f "$(TO)"/share/man/man1/socktrace.1 "$(TO)"/share/man/man1/socktrace-*.1
+	rm -f "$(TO)"/share/bash-completion/completions/socktrace "$(TO)"/share/zsh/site-functions/_socktrace
+	rm -f "$(TO)"/share/fish/vendor_completions.d/socktrace.fish
+	@[ ! -d "$(TO)/share/socktrace" ] || rmdir --ignore-fail-on-non-empty "$(TO)/share/socktrace"
+
+# The picture in README.md, of what `socktrace run` prints.
+picture: build
+	@$(PYTHON) demo/picture.py docs/picture.svg
 
 test: build $(VENV)/ready $(VENV16)/ready
 	cargo test --locked --workspace
@@ -79,6 +109,12 @@ guided:
 bench: build $(VENV)/ready
 	cargo build --release --locked -p socktrace-bench
 	@"$(BUILT)"/release/socktrace-bench
+
+# What to run before a commit: what the compiler and the unit tests find, in under two minutes after a change.
+check:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked --workspace --lib --bins
 
 lint: deny
 	cargo fmt --all --check

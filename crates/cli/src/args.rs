@@ -27,19 +27,19 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   socktrace run -- redis-cli -s /tmp/redis.sock ping
-  socktrace run --path '*docker.sock' -A -- docker ps
-  socktrace run -w /tmp/rec -- make -j8         keep the recording
-  socktrace show /tmp/rec -x                    and read it
-  socktrace export /tmp/rec -o trace.pcapng     or have Wireshark read it
+  socktrace run --path '*docker.sock' -A -- curl --unix-socket /run/docker.sock http://d/version
+  socktrace run -w rec -- make -j8              keep the recording
+  socktrace show rec -x                         and read it
+  socktrace export rec -o trace.pcapng          or have Wireshark read it
   socktrace attach --name dbus-daemon --for 10s";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   socktrace run -- redis-cli -s /tmp/redis.sock ping
-  socktrace run -X --path /run/docker.sock -- docker ps     every byte, one socket
+  socktrace run -X --path '*/bus' -- busctl --user list        every byte, one socket
   socktrace run --grep 'POST|PUT' -- curl --unix-socket /tmp/s http://x/
   socktrace run --json -o trace.jsonl -- make -j8
-  socktrace run -w - -- docker ps | wireshark -k -i -       live in Wireshark
+  socktrace run -w - -- busctl list | wireshark -k -i -        live in Wireshark
 
 The exit status is the program's, 128+n if signal n ended it; 127 if it is not found, 126 if it cannot be executed,
 125 if socktrace itself fails.";

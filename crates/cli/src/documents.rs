@@ -10,6 +10,7 @@ use clap::CommandFactory;
 use socktrace_collect::{Contents, serve};
 
 use crate::args::{AgentArgs, Cli, CompletionsArgs, ManArgs, ServerArgs};
+use crate::manual;
 
 /// `socktrace agent`
 pub fn agent(args: &AgentArgs) -> Result<ExitCode> {
@@ -39,14 +40,12 @@ pub fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 /// `socktrace man`
 pub fn man(args: &ManArgs) -> Result<ExitCode> {
     let Some(dir) = &args.dir else {
-        let mut text = Vec::new();
-        clap_mangen::Man::new(Cli::command()).render(&mut text).context("rendering a manual page")?;
-        to_stdout(&text)?;
+        let pages = manual::pages(Cli::command()).context("rendering a manual page")?;
+        to_stdout(pages.first().map(|(_, text)| text.as_slice()).unwrap_or_default())?;
         return Ok(ExitCode::SUCCESS);
     };
     fs::create_dir_all(dir).with_context(|| format!("{}: cannot make the directory", dir.display()))?;
-    clap_mangen::generate_to(Cli::command(), dir)
-        .with_context(|| format!("{}: cannot be written to", dir.display()))?;
+    manual::write_to(dir, Cli::command()).with_context(|| format!("{}: cannot be written to", dir.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 

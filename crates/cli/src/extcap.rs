@@ -29,7 +29,7 @@ const INTERFACES: &str = concat!(
 /// LINKTYPE_RAW, as in the packets' file.
 const DLTS: &str = "dlt {number=101}{name=RAW}{display=Raw IP}\n";
 const CONFIG: &str = "\
-arg {number=0}{call=--command}{display=Command line}{tooltip=A command line of the shell's; its program and those that it starts are traced}{type=string}{placeholder=docker ps}
+arg {number=0}{call=--command}{display=Command line}{tooltip=A command line of the shell's; its program and those that it starts are traced}{type=string}{placeholder=busctl list}
 arg {number=1}{call=--pid}{display=Process ids}{tooltip=Running processes instead, with commas between; takes Frida}{type=string}{placeholder=4242}
 arg {number=2}{call=--name}{display=Process name}{tooltip=Every running process of yours with this name; takes Frida}{type=string}{placeholder=dbus-daemon}
 arg {number=3}{call=--path}{display=Sockets}{tooltip=Patterns of socket paths, with spaces between; !PATTERN leaves out}{type=string}{placeholder=/run/* !*bus*}{group=Filters}

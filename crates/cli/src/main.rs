@@ -18,6 +18,7 @@ mod export;
 mod extcap;
 mod filter;
 mod live;
+mod manual;
 mod nest;
 mod output;
 mod packets;

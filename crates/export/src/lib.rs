@@ -9,7 +9,7 @@
 //! [`export`](directory::export) reads a directory, first to learn what a single event does not tell ([`survey`]), then
 //! to hand its events on in the order of time. [`Pcapng`] and [`Perfetto`] each take events and their bytes and write
 //! what they make of them; [`stream`] says where in its stream a message lies, so that what is missing is a gap and not
-//! a wrong stream. The mapping is described in docs/export.md.
+//! a wrong stream. The mapping is described in docs/wireshark.md.
 
 #![forbid(unsafe_code)]
 

@@ -38,7 +38,7 @@ const MAX_MAX_WAIT_MS: u64 = 60_000;
 /// leaves the server without a processor.
 const RING_BYTES: u64 = 8 << 20;
 
-/// The parameters, as README.md documents them.
+/// The parameters, as docs/frida.md documents them.
 #[derive(Debug)]
 pub(crate) struct Params {
     /// The server's socket, NUL-free.

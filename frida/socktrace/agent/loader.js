@@ -3,7 +3,7 @@
  * socktrace's agent for Frida: puts the probe into the process and in the place of libc's socket calls.
  *
  * No JavaScript runs on a traced call; what does is the probe, a native library that this file carries. Works with
- * Frida Gadget (script and script-directory mode) and with `frida -l agent.js -P '{…}'`; the README has the parameters.
+ * Frida Gadget (script and script-directory mode) and with `frida -l agent.js -P '{…}'`; docs/frida.md has the parameters.
  */
 
 /* The probe's shared object, in base64, by Process.arch. */

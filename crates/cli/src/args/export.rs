@@ -17,7 +17,7 @@ Examples:
 pub const EXTCAP_EXAMPLES: &str = "\
 Examples:
   socktrace extcap --install
-  tshark -i socktrace -o 'extcap.socktrace.command:docker ps'
+  tshark -i socktrace -o 'extcap.socktrace.command:busctl list'
 
 Wireshark calls it with the options of its extcap interface (extcap(4)).";
 

@@ -69,7 +69,7 @@ impl Strace {
 
     /// Has strace join a running program, and whatever it starts from now on; waits until it has. The call that the
     /// program's first thread waits in is left out: it waited there already when Frida came, so that no hook has seen
-    /// it being entered (README, Limits).
+    /// it being entered (docs/limits.md, "Calls").
     #[track_caller]
     pub fn attach(stage: &Stage, name: &str, pid: u32) -> Self {
         let (mut command, trace) = command(stage, name);
