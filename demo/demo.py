@@ -1,21 +1,23 @@
-"""Traces a real server while a real client talks to it over a UNIX socket, and prints what they said.
+"""Traces real programs that talk over a UNIX socket, by both ways there are, and prints what they said.
 
-Run by `make demo`: redis where it is installed, else an HTTP server of Python's own with curl or Python as its client.
+Run by `make demo`: first `socktrace run` shows a client, then the server has Frida's agent in it and socktrace-server
+records. The programs are redis where it is installed, else hello.py beside this file, with curl or itself as its client.
 """
 
-import http.client
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 
 PATIENCE = 30  # seconds for any one step; a slow machine needs some, a broken one should not hang
+HELLO = str(pathlib.Path(__file__).with_name("hello.py"))
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
 
 
 def fail(message):
@@ -30,55 +32,25 @@ def wait_for(what, condition):
         time.sleep(0.05)
 
 
-HTTP_SERVER = """
-import http.server, socketserver, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = b"hello over AF_UNIX\\n"
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *args): pass
-    def address_string(self): return "unix"
-socketserver.UnixStreamServer(sys.argv[1], Handler).serve_forever()
-"""
-
-
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path):
-        super().__init__("localhost")
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(self.path)
-
-
-def start_program(path):
-    """Starts the server program to be traced; gives it, and what its client does."""
+def programs(path):
+    """The server's command, and those of its clients."""
     if shutil.which("redis-server") and shutil.which("redis-cli"):
-        command = ["redis-server", "--port", "0", "--unixsocket", path, "--save", ""]
-        commands = [["PING"], ["SET", "greeting", "hello over AF_UNIX"], ["GET", "greeting"]]
-
-        def talk():
-            for words in commands:
-                subprocess.run(["redis-cli", "-s", path, *words], check=True, stdout=subprocess.DEVNULL)
-
-        return command, talk
-    command = [sys.executable, "-c", HTTP_SERVER, path]
+        server = ["redis-server", "--port", "0", "--unixsocket", path, "--save", ""]
+        commands = [["SET", "greeting", "hello over AF_UNIX"], ["GET", "greeting"], ["PING"]]
+        return server, [["redis-cli", "-s", path, *words] for words in commands]
+    server = [sys.executable, HELLO, "serve", path]
     if shutil.which("curl"):
-        return command, lambda: subprocess.run(
-            ["curl", "-s", "--unix-socket", path, "http://localhost/"], check=True, stdout=subprocess.DEVNULL
-        )
+        return server, [["curl", "-s", "--unix-socket", path, "http://localhost/hello"]]
+    return server, [[sys.executable, HELLO, "ask", path]]
 
-    def talk():
-        connection = UnixConnection(path)
-        connection.request("GET", "/")
-        connection.getresponse().read()
-        connection.close()
 
-    return command, talk
+def show_run(client, path):
+    """What a person does first: a program, traced from its start."""
+    print(f"$ socktrace run --path {path} -- {shlex.join(client)}", flush=True)
+    run = [os.environ["SOCKTRACE"], "run", "--path", path, "--", *client]
+    traced = subprocess.run(run, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, timeout=PATIENCE)
+    if traced.returncode != 0:
+        fail("socktrace run failed")
 
 
 def events(out):
@@ -109,36 +81,44 @@ def stop(process):
     process.wait(PATIENCE)
 
 
+def load_agent(pid, sock, is_ready):
+    parameters = json.dumps({"out_socket_path": str(sock)})
+    print(f"$ frida -p {pid} -l agent.js -P '{parameters}' -q --eternalize")
+    frida = [os.environ["SOCKTRACE_FRIDA"], "-p", str(pid), "-l", os.environ["SOCKTRACE_AGENT"]]
+    frida += ["-P", parameters, "-q", "--eternalize"]
+    loaded = subprocess.run(frida, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+    if loaded.returncode != 0 or not is_ready():
+        wait_for("the agent; frida said: " + (loaded.stdout + loaded.stderr).strip(), is_ready)
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="socktrace-demo-") as folder:
         folder = pathlib.Path(folder)
-        path, sock, out = folder / "program.sock", folder / "socktrace.sock", folder / "out"
-        command, talk = start_program(str(path))
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
-        server = subprocess.Popen([os.environ["SOCKTRACE_SERVER"], sock, out], **quiet)
-        program = subprocess.Popen(command, **quiet)
+        path, sock, out = str(folder / "program.sock"), folder / "socktrace.sock", folder / "out"
+        command, clients = programs(path)
+        name = os.path.basename(command[0])
+        program = subprocess.Popen(command, **QUIET)
+        server = None
         try:
-            wait_for("socktrace-server", sock.exists)
-            wait_for(command[0], path.exists)
+            wait_for(name, lambda: os.path.exists(path))
+            print("A client, by socktrace run:\n")
+            show_run(clients[0], path)
+
+            print("\nThe server, which runs already, by Frida's agent and socktrace-server:\n")
             print(f"$ socktrace-server {sock} {out} &")
-            print(f"$ {os.path.basename(command[0])} … &   # pid {program.pid}")
-            parameters = json.dumps({"out_socket_path": str(sock)})
-            print(f"$ frida -p {program.pid} -l agent.js -P '{parameters}' -q --eternalize")
-            frida = [os.environ["SOCKTRACE_FRIDA"], "-p", str(program.pid), "-l", os.environ["SOCKTRACE_AGENT"]]
-            frida += ["-P", parameters, "-q", "--eternalize"]
-            loaded = subprocess.run(frida, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
-            if loaded.returncode != 0 or not any(event["type"] == "ready" for event in events(out)):
-                wait_for(
-                    "the agent; frida said: " + (loaded.stdout + loaded.stderr).strip(),
-                    lambda: any(event["type"] == "ready" for event in events(out)),
-                )
-            talk()
-            wait_for("the recording", lambda: sum(event["type"] == "close" for event in events(out)) > 0)
+            server = subprocess.Popen([os.environ["SOCKTRACE_SERVER"], sock, out], **QUIET)
+            wait_for("socktrace-server", sock.exists)
+            load_agent(program.pid, sock, lambda: any(event["type"] == "ready" for event in events(out)))
+            for client in clients:
+                print(f"$ {shlex.join(client)}")
+                subprocess.run(client, check=True, stdout=subprocess.DEVNULL)
+            wait_for("the recording", lambda: any(event["type"] == "close" for event in events(out)))
         finally:
             stop(program)
-            stop(server)
-        print(f"\nWhat {os.path.basename(command[0])} heard (->) and said (<-):\n")
-        print_conversation(out, os.path.basename(command[0]))
+            if server is not None:
+                stop(server)
+        print(f"\nWhat {name} heard (->) and said (<-):\n")
+        print_conversation(out, name)
 
 
 if __name__ == "__main__":

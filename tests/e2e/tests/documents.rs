@@ -399,3 +399,18 @@ fn the_picture_is_of_this_version() {
     };
     assert_eq!(texts(&project().join("docs/picture.svg")), texts(&drawn), "`make picture` draws it anew");
 }
+
+/// `make demo`.
+#[test]
+fn the_demo_shows_both_ways() {
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg(project().join("demo/demo.py"));
+    command.env("SOCKTRACE", Needs::Socktrace.path()).env("SOCKTRACE_SERVER", Needs::Server.path());
+    command.env("SOCKTRACE_AGENT", Needs::Agent.path()).env("SOCKTRACE_FRIDA", Needs::Frida.path());
+    let output = command.output().expect("python3 starts");
+    let (shown, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{shown}{said}");
+    let (run, frida) = shown.split_once("\n$ socktrace-server ").expect("both ways");
+    let is_complete = |part: &str, arrows: [&str; 2]| arrows.iter().all(|arrow| part.contains(arrow));
+    assert!(is_complete(run, [" → ", " ← "]) && is_complete(frida, ["  -> ", "  <- "]), "{shown}");
+}
