@@ -149,6 +149,7 @@ fn bind_for(place: &Place, mut pids: Vec<u32>) -> Result<(Bound, Vec<u32>)> {
     if !others.is_empty() {
         bound.admit(&others)?;
     }
+    bound.admit_family(&pids)?;
     Ok((bound, pids))
 }
 

@@ -60,7 +60,9 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
         notice(hindrance);
     }
     let place = Place::new()?;
-    let bound = place.bind()?;
+    let mut bound = place.bind()?;
+    // The program may change its user, and execute others then.
+    bound.admit_family(&[std::process::id()])?;
     let parameters = Parameters::new(&place, &bound, &args.capture, OnFullArg::Block, !args.no_children);
     let library = match (&args.gadget, by_frida) {
         (Some(gadget), _) => Some(gadget::prepare(&place, gadget, &parameters)?),

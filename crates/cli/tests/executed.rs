@@ -3,6 +3,7 @@
 mod harness;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +22,23 @@ int main(void) {
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) return 1;
     if (write(pair[0], "greeting", 8) != 8) return 2;
     return read(pair[1], buffer, sizeof buffer) == 8 ? 42 : 3;
+}
+"#;
+
+/// Connects to a socket, and waits until that is closed to it.
+const STRANGER: &str = r#"
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+int main(int argc, char **argv) {
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    char byte;
+    strcpy(to.sun_path, argv[1]);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (connect(fd, (struct sockaddr *)&to, sizeof to)) return 1;
+    return read(fd, &byte, 1) == 0 ? 0 : 2;
 }
 "#;
 
@@ -272,4 +290,47 @@ fn programs_that_cannot_reach_the_probe() {
     }
     let said = programs.start(&[], &["chroot", "own", &programs.path("talker"), root.to_str().unwrap()]);
     assert!(said.contains("talker (not traced: the probe cannot be reached"), "{said}");
+}
+
+/// Programs of another user than root, which a program that root runs has become, are recorded; and nobody else of that user
+/// gets anything into the recording.
+#[test]
+fn programs_after_a_change_of_user_and_strangers_of_that_user() {
+    let test = "programs_after_a_change_of_user_and_strangers_of_that_user";
+    if !rustix::process::geteuid().is_root() {
+        return harness::skipped(test, "only root can become another user");
+    }
+    if !has("setpriv", test) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let talker = compile(folder.path(), "talker", TALKER, &[]);
+    let stranger = compile(folder.path(), "stranger", STRANGER, &[]);
+    let recording = folder.path().join("recording");
+    let become_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let wait = format!("echo $PPID; read line; '{}'; '{}' & wait $!", talker.display(), talker.display());
+    let mut program = harness::socktrace(&["run", "-o", "/dev/null", "-w", recording.to_str().unwrap(), "--"])
+        .args(become_nobody)
+        .args(["sh", "-c", &wait])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut own_parent = String::new();
+    BufReader::new(program.stdout.as_mut().unwrap()).read_line(&mut own_parent).unwrap();
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+    let of_run = format!("/{}-", own_parent.trim());
+    let socket = sockets.split_whitespace().find(|word| word.contains(&of_run)).expect("the collector's socket");
+    let outside = harness::command(become_nobody[0], &become_nobody[1..]).arg(stranger).arg(socket).status().unwrap();
+    assert_eq!(outside.code(), Some(0), "it is connected, and cut off");
+    drop(program.stdin.take());
+    let ended = program.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(42), "{stderr}");
+    assert!(stderr.contains("was not started by what is traced"), "{stderr}");
+    let events = fs::read_to_string(recording.join("events.jsonl")).unwrap();
+    assert_eq!(events.matches(r#""direction":"out""#).count(), 2, "{stderr}\n{events}");
+    assert!(!events.contains(r#""type":"lost""#), "{events}");
 }

@@ -17,11 +17,12 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_to, connect, listen, socket_with,
 };
 
+use crate::family::Family;
 use crate::sender::Sender;
 
 /// Only the user who runs the server may send to it.
 const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// Of a socket that asks whoever connects who they are.
+/// Of a socket where whoever connects is looked at ([`Bound::admits`]).
 const ADMITTING_MODE: u32 = 0o666;
 /// Agents that may wait to be accepted; the kernel cuts this to net.core.somaxconn (listen(2)).
 const BACKLOG: i32 = 4096;
@@ -85,6 +86,8 @@ pub struct Bound {
     identity: Option<(u64, u64)>,
     /// Users who may send, beside those who may write to the socket file by its mode; none: nobody else.
     admitted: Vec<u32>,
+    /// Processes that may, whatever user they are.
+    family: Family,
 }
 
 impl Bound {
@@ -108,6 +111,22 @@ impl Bound {
     /// chmod(2) has failed.
     pub fn admit(&mut self, users: &[u32]) -> Result<()> {
         self.admitted = users.to_vec();
+        self.let_all_connect()
+    }
+
+    /// Lets these processes send, too, and all that they start, whatever user they become.
+    ///
+    /// The folder is one that only we can write to.
+    ///
+    /// # Errors
+    ///
+    /// chmod(2) has failed.
+    pub fn admit_family(&mut self, heads: &[u32]) -> Result<()> {
+        self.family = Family::of(heads);
+        self.let_all_connect()
+    }
+
+    fn let_all_connect(&self) -> Result<()> {
         if self.identity.is_some() {
             let mode = fs::Permissions::from_mode(ADMITTING_MODE);
             fs::set_permissions(&self.path, mode).with_context(|| format!("{}: chmod(2)", self.path.display()))?;
@@ -117,11 +136,12 @@ impl Bound {
 
     /// Whether whoever is at the other end of a connection may send: our user, root, or one who is admitted.
     pub(crate) fn admits(&self, sender: Sender) -> bool {
-        // By the mode of its file, or because nobody else knows of it.
-        if self.admitted.is_empty() && self.identity.is_some() {
+        // By the mode of its file.
+        if self.admitted.is_empty() && self.family.is_empty() && self.identity.is_some() {
             return true;
         }
-        sender.is_own() || self.admitted.contains(&sender.uid)
+        // The family is asked first: whom it has seen belongs to it from then on, and so do its children.
+        self.family.has(sender) || sender.is_own() || self.admitted.contains(&sender.uid)
     }
 }
 
@@ -171,7 +191,8 @@ pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound> {
     bind_to(&socket, &address).map_err(|e| explain(path, e))?;
     let metadata = fs::symlink_metadata(path).with_context(|| format!("{}: gone again", path.display()))?;
     let identity = Some((metadata.dev(), metadata.ino()));
-    let bound = Bound { socket, sock_type, path: path.to_owned(), identity, admitted: Vec::new() };
+    let bound =
+        Bound { socket, sock_type, path: path.to_owned(), identity, admitted: Vec::new(), family: Family::default() };
     if sock_type == SockType::Stream {
         listen(&bound.socket, BACKLOG).with_context(|| format!("{}: listen(2)", path.display()))?;
     }
@@ -192,7 +213,14 @@ pub fn bind_abstract(name: &str) -> Result<Bound> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context("socket(2)")?;
     bind_to(&socket, &address).with_context(|| format!("{shown}: cannot bind the socket"))?;
     listen(&socket, BACKLOG).with_context(|| format!("{shown}: listen(2)"))?;
-    Ok(Bound { socket, sock_type: SockType::Stream, path, identity: None, admitted: Vec::new() })
+    Ok(Bound {
+        socket,
+        sock_type: SockType::Stream,
+        path,
+        identity: None,
+        admitted: Vec::new(),
+        family: Family::default(),
+    })
 }
 
 /// Makes room for a new socket if a dead one is in its place, and refuses whatever else is there.

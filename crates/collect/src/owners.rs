@@ -14,6 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::event::{Event, EventType, Text};
 use crate::notice::Limited;
+use crate::process::Stat;
 use crate::sender::Sender;
 use crate::sink::Sink;
 use crate::util::safe_filename;
@@ -127,25 +128,14 @@ impl Known {
 /// Whether it is the process that the connection began with, or was made by it.
 fn descends(mut pid: u32, owner: &Owner) -> bool {
     for _ in 0..MAX_PARENTS {
-        let Some((parent, start)) = parent_and_start(pid) else { return false };
+        let Some(stat) = Stat::of(pid) else { return false };
         // Not another one that has its number by now.
-        if pid == owner.sender.pid && start <= owner.since {
+        if pid == owner.sender.pid && stat.started <= owner.since {
             return true;
         }
-        pid = parent;
+        pid = stat.parent;
     }
     false
-}
-
-/// A process's parent, and when it was started in clock ticks since boot (proc_pid_stat(5)).
-fn parent_and_start(pid: u32) -> Option<(u32, u64)> {
-    if pid == 0 {
-        return None;
-    }
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before may have any character in it.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    Some((fields.nth(1)?.parse().ok()?, fields.nth(17)?.parse().ok()?))
 }
 
 /// In clock ticks since boot, as the start of a process is given.
@@ -244,7 +234,7 @@ mod tests {
     #[test]
     fn whoever_it_began_with_goes_on_as_another_user() {
         let own = std::process::id();
-        let parent = parent_and_start(own).unwrap().0;
+        let parent = Stat::of(own).unwrap().parent;
         let (before, after) = (process(ALICE, own), process(EVE, own));
         assert_eq!(files(&[(before, 1, "c"), (after, 2, "c")]), ["c", "c"], "the same process");
         assert_eq!(files(&[(process(ALICE, parent), 0, "c"), (after, 0, "c")]), ["c", "c"], "a child");

@@ -1,6 +1,7 @@
 //! Which process an event is of, and what it is called.
 
 use std::fmt;
+use std::fs;
 
 /// The longest name that the kernel keeps of a process, less its NUL (TASK_COMM_LEN, proc_pid_comm(5)).
 const MAX_COMM_LEN: usize = 15;
@@ -35,6 +36,34 @@ impl fmt::Display for ProcessId {
     }
 }
 
+/// What the kernel says of a process or thread that has not ended (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// As ps(1) shows it: `R`, `S`, `D`, `T`, …
+    pub state: char,
+    /// Process id of the parent.
+    pub parent: u32,
+    /// When it was started, in clock ticks since boot.
+    pub started: u64,
+}
+
+impl Stat {
+    /// `None`: none has this number, or the one that had it has ended and nobody has waited for it yet.
+    pub fn of(pid: u32) -> Option<Self> {
+        /// The fields behind the name, as proc_pid_stat(5) numbers them.
+        const STATE: usize = 3;
+        const PPID: usize = 4;
+        const STARTTIME: usize = 22;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before may have any character in it.
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        let field = |number: usize| fields.get(number - STATE);
+        let state = field(STATE)?.chars().next()?;
+        let stat = Self { state, parent: field(PPID)?.parse().ok()?, started: field(STARTTIME)?.parse().ok()? };
+        (!matches!(state, 'Z' | 'X')).then_some(stat)
+    }
+}
+
 /// What people call a process of this name in the kernel and this executable: as ps(1) shows it, but whole where the
 /// kernel has cut it off. They differ where one executable has many names, as busybox and redis-server do.
 pub fn process_name<'a>(comm: Option<&'a str>, exe: Option<&'a str>) -> Option<&'a str> {
@@ -51,6 +80,14 @@ pub fn process_name<'a>(comm: Option<&'a str>, exe: Option<&'a str>) -> Option<&
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_process_and_none() {
+        let own = Stat::of(std::process::id()).unwrap();
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+        assert!(Stat::of(own.parent).is_none_or(|parent| parent.started <= own.started));
+        assert_eq!(Stat::of(0), None);
+    }
 
     #[test]
     fn names() {

@@ -1,10 +1,9 @@
 //! Names of processes, as they are recorded: whatever has a number here and now may be somebody else.
 
 use std::collections::HashMap;
-use std::fs;
 use std::sync::Arc;
 
-use socktrace_collect::{Event, EventType, ProcessId, printable, process_name};
+use socktrace_collect::{Event, EventType, ProcessId, Stat, printable, process_name};
 
 /// So many processes are told apart.
 const MAX_PROCESSES: usize = 1 << 20;
@@ -111,7 +110,7 @@ impl Processes {
     }
 
     fn started(&self, process: ProcessId) -> Option<u64> {
-        process.here().filter(|_| self.live).and_then(start_time)
+        process.here().filter(|_| self.live).and_then(Stat::of).map(|stat| stat.started)
     }
 
     /// A traced process's name; empty: it is not known.
@@ -152,7 +151,7 @@ impl Processes {
         let runs = |(process, known): (&ProcessId, &Process)| {
             // Of one that was gone before it could be looked at, the number says nothing.
             let (pid, started) = (process.here()?, known.started?);
-            (!known.ended && start_time(pid) == Some(started)).then_some(pid)
+            (!known.ended && Stat::of(pid).map(|stat| stat.started) == Some(started)).then_some(pid)
         };
         let mut pids: Vec<u32> = self.traced.iter().filter_map(runs).collect();
         pids.sort_unstable();
@@ -171,20 +170,6 @@ impl Processes {
 /// `name[pid]`
 pub fn label(name: &str, process: ProcessId) -> String {
     format!("{}[{process}]", if name.is_empty() { "?" } else { name })
-}
-
-/// When the process that has this number now was started, in clock ticks since boot; `None` if none has that still runs.
-fn start_time(pid: u32) -> Option<u64> {
-    /// Of the fields behind the name, as proc_pid_stat(5) numbers them.
-    const STATE: usize = 3;
-    const STARTTIME: usize = 22;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may itself hold anything.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(STARTTIME - STATE - 1)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use socktrace_ring::{Memory, Reader, Step, map, unmap};
 use super::writers::{Announcer, Origin, Thread, Writers};
 use crate::event::{Event, EventType};
 use crate::notice::Limited;
+use crate::process::Stat;
 use crate::sender::Sender;
 use crate::shares::{Shares, Verdict};
 use crate::sink::Sink;
@@ -556,8 +557,5 @@ fn state_of(tid: u32) -> Option<char> {
     if tid == 0 {
         return Some('R');
     }
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
-    // The name before it may have any character in it.
-    let state = stat.rsplit_once(") ")?.1.chars().next()?;
-    (!matches!(state, 'Z' | 'X')).then_some(state)
+    Stat::of(tid).map(|stat| stat.state)
 }

@@ -148,6 +148,10 @@ impl<'a> Agents<'a> {
     /// Takes an agent in, if there is room or somebody has to make room for it; else it is turned away, or waits.
     fn admit(&mut self, agent: Agent, is_short: bool, to: &Handoff) -> io::Result<()> {
         if !self.listener.admits(agent.sender) {
+            let Sender { pid, uid } = agent.sender;
+            let why =
+                || format!("process {pid} of user {uid} was not started by what is traced: its connection is closed");
+            self.turned_away.notice(why);
             return Ok(());
         }
         if is_short || self.agents.len() >= agent_share() {
