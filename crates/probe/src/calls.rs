@@ -14,7 +14,7 @@ use crate::connection::{self, Connection, Description, Handle, Kind, New, SOCK_D
 use crate::descriptors::{self, Slot};
 use crate::emit::{Event, emit};
 use crate::name::SocketPath;
-use crate::{announce, params, process, scan, stack, transport};
+use crate::{announce, control, params, process, scan, stack, transport};
 
 /// The type's bits in socket(2)'s second argument; the others are flags.
 const SOCK_TYPE_MASK: i32 = 0xf;
@@ -471,12 +471,45 @@ pub(crate) fn before_filter() {
     if process::is_confined() || !process::owns_descriptors() {
         return;
     }
-    stack::open_all();
+    say_if_mute("it asks for a seccomp(2) filter, under which no connection to the collector can be made");
+    // Of what is limited no more is taken than is surely needed.
+    let (stacks, records) = if process::is_memory_limited() { (1, 32) } else { (stack::STACKS, 256) };
+    stack::open_some(stacks);
+    connection::make_room(records);
     descriptors::for_each_known(0, descriptors::LAST, |fd, slot| {
         if slot == Slot::Arrived {
             stack::on_own(|| scan::discover(fd));
         }
     });
+}
+
+/// The program is about to get another root directory, from which the collector may be out of reach.
+pub(crate) fn before_another_root() {
+    if !process::is_confined() && process::owns_descriptors() {
+        say_if_mute("it asks for another root directory, from which no connection to the collector may be made");
+    }
+}
+
+/// Says that nothing more may come of this process, if it has no connection that it keeps.
+fn say_if_mute(why: &str) {
+    if !transport::keeps_connection() {
+        stack::on_own(|| control::say_mute(why));
+    }
+}
+
+/// The program is about to be forked: says of a child that cannot reach the collector that nothing will come of it.
+pub(crate) fn before_fork() {
+    if !process::is_started() || !process::owns_descriptors() || transport::reaches_children() {
+        return;
+    }
+    stack::on_own(|| control::say_mute("it forks a child, which cannot connect to the collector"));
+}
+
+/// The program has set limits, perhaps its own.
+pub(crate) fn limits_changed() {
+    if process::owns_descriptors() && !process::is_confined() {
+        stack::on_own(transport::fit_limits);
+    }
 }
 
 /// prctl(2): notes that a filter is in force.

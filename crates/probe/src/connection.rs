@@ -124,10 +124,10 @@ struct Pool {
     cursor: AtomicU32,
 }
 
-/// Records of the first chunk: some 350 KiB, of which a program with few sockets touches a part.
-const FIRST_LEN: u32 = 256;
+/// Records of the first chunk, some 20 KiB: what is not needed is not taken from what the program may have (RLIMIT_DATA).
+const FIRST_LEN: u32 = 16;
 /// Two records for each of the most descriptors that a table has room for.
-const MAX_CHUNKS: usize = 16;
+const MAX_CHUNKS: usize = 20;
 
 static POOL: Pool = Pool {
     chunks: [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CHUNKS],
@@ -171,6 +171,15 @@ pub(crate) fn init() -> Result<(), Complaint> {
         return Ok(());
     }
     Err("no memory for the probe in this process")
+}
+
+/// Makes at least so many records, for a program that is about to be unable to have more.
+pub(crate) fn make_room(records: u32) {
+    let enough = records.max(4 * POOL.used.load(Ordering::Relaxed));
+    let mut len = POOL.len.load(Ordering::Acquire);
+    while len < enough && POOL.grow(len) {
+        len = POOL.len.load(Ordering::Acquire);
+    }
 }
 
 /// What a new record is made of.

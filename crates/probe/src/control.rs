@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::fmt::Write as _;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use gttr::{Ext, FrameType};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat_raw};
@@ -155,7 +155,6 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
     descriptors::init()?;
     say(FrameType::Init, describe(params).as_bytes());
     announce(FrameType::Start, None);
-    exec::init();
     if let Some(path) = params.preload() {
         exec::follow(path);
     }
@@ -229,6 +228,7 @@ pub(crate) fn say_exit(status: c_int) {
     let status = Ext::Status(status.cast_unsigned() & 0xff);
     let values = [status, Ext::SocketsMade(process::sockets_made())];
     let values = if values[1] == Ext::SocketsMade(0) { &values[..1] } else { &values };
+    transport::before_last();
     stack::on_own(|| emit(&Event { values, ..Event::new(FrameType::Exit, now_ns()) }, &[]));
 }
 
@@ -250,6 +250,19 @@ pub(crate) fn say_strict() {
                  recorded, but with the transport shm";
     stack::on_own(|| say(FrameType::Error, text));
 }
+
+/// Says that nothing may come any more of this process, or of a child of its, and why.
+pub(crate) fn say_mute(why: &str) {
+    if IS_MUTE_SAID.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let mut text = Text::<192>::new();
+    let _ = write!(text, "{why}: what is said from then on is not recorded, but with the transport shm");
+    say(FrameType::Error, text.as_bytes());
+}
+
+/// Once a process is enough.
+static IS_MUTE_SAID: AtomicBool = AtomicBool::new(false);
 
 /// Bytes of a complaint.
 const MAX_COMPLAINT_LEN: usize = 1024;

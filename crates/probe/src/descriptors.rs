@@ -53,10 +53,10 @@ impl Slot {
     }
 }
 
-/// Descriptors of one chunk of the table: 64 KiB of memory, of which only what is used is ever touched.
-const CHUNK_LEN: usize = 4096;
+/// Descriptors of one chunk of the table, 16 KiB: what is not needed is not taken from what the program may have.
+const CHUNK_LEN: usize = 1024;
 /// Chunks: descriptors below 4,194,304. The kernel's own bound is fs.nr_open, 1,048,576 by default (proc_sys_fs(5)).
-const CHUNKS: usize = 1024;
+const CHUNKS: usize = 4096;
 
 struct Entry {
     slot: AtomicU64,

@@ -62,11 +62,6 @@ pub(crate) fn follow(path: &'static CStr) {
     PROBE_PATH.store(path.as_ptr().cast_mut(), Ordering::Release);
 }
 
-/// Prepares what must be there before the program executes another one.
-pub(crate) fn init() {
-    room::init();
-}
-
 /// The library that programs load which this one executes; null: none is to. For a socktrace that is traced itself.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
 pub extern "C" fn socktrace_followed_by() -> *const c_char {
@@ -104,6 +99,14 @@ fn is_there(probe: &CStr) -> bool {
     is_there
 }
 
+/// The process has another root directory (chroot(2)), or other mounts (setns(2)). Where nobody can be asked whether the
+/// probe is there as well, it is taken not to be: the dynamic linker would complain.
+pub(crate) fn root_changed() {
+    if process::is_confined() {
+        WAS_THERE.store(false, Ordering::Relaxed);
+    }
+}
+
 fn identity(path: &CStr) -> Option<[u64; 4]> {
     let stat = statat(CWD, path, AtFlags::empty()).ok()?;
     Some([stat.st_dev, stat.st_ino, stat.st_ctime.cast_unsigned(), stat.st_ctime_nsec])
@@ -111,6 +114,9 @@ fn identity(path: &CStr) -> Option<[u64; 4]> {
 
 /// A filter is about to be set, behind which nobody can be asked any more.
 pub(crate) fn before_filter() {
+    if process::is_started() && !process::is_confined() {
+        room::keep_one();
+    }
     if let Some(probe) = probe_path() {
         is_there(probe);
     }
@@ -447,6 +453,7 @@ fn tell(call: &Call<'_>, why: Option<&str>, buffer: &mut [u8]) {
     if who.is_guest && why.is_none() && transport::guests_announce_themselves() {
         return;
     }
+    transport::before_last();
     let mut path = target.path.to_bytes();
     let (of_path, of_values) = buffer.split_at_mut(buffer.len().min(MAX_PROGRAM_LEN));
     if path.is_empty() && !process::is_confined() {

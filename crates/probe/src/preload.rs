@@ -12,6 +12,7 @@ use crate::control::next_symbol;
 use crate::exec::{self, LD_PRELOAD, PARAMS_NAME};
 use crate::install::{self, Musl, Outcome};
 use crate::name::Text;
+use crate::scratch::Scratch;
 use crate::{clock, control, hooks, params};
 
 /// The file's name in LD_PRELOAD.
@@ -44,9 +45,8 @@ fn try_start(path: &'static CStr) -> Option<()> {
     if !file.push(directory) || !file.push(PARAMS_NAME) {
         return None;
     }
-    let text = params::map(MAX_PARAMS_LEN).ok()?;
-    // SAFETY: mapped with this length, ours alone.
-    let text = unsafe { core::slice::from_raw_parts_mut(text, MAX_PARAMS_LEN) };
+    let mut text = Scratch::map(MAX_PARAMS_LEN)?;
+    let text = text.bytes();
     let file = openat(CWD, file.as_c_str()?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let len = read_all(&file, text)?;
     drop(file);

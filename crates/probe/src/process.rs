@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::mm::{Advice, madvise};
-use rustix::process::getppid;
+use rustix::process::{Resource, getppid, getrlimit};
 use rustix::thread::gettid;
 
 use core::cell::UnsafeCell;
@@ -243,6 +243,11 @@ pub(crate) fn number(who: &Who, ts_ns: u64) -> (u64, u64) {
 /// Whether system calls that the program does not make itself are to be avoided.
 pub(crate) fn is_confined() -> bool {
     CONFINED.load(Ordering::Relaxed)
+}
+
+/// Whether the program has limits of its memory (RLIMIT_AS, RLIMIT_DATA, getrlimit(2)).
+pub(crate) fn is_memory_limited() -> bool {
+    [Resource::As, Resource::Data].into_iter().any(|resource| getrlimit(resource).current.is_some())
 }
 
 pub(crate) fn set_confined() {

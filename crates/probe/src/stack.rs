@@ -20,7 +20,7 @@ use crate::process;
 use crate::sys::{SignalSet, hold_off, set_signal_mask, stack_pointer, thread_pointer};
 
 /// Stacks that are kept. More threads than that seldom need one at the same moment; those map one for the moment.
-const STACKS: usize = 8;
+pub(crate) const STACKS: usize = 8;
 /// Bytes of each: the deepest use is some 12 KiB, and a handler of SIGSEGV that has no stack of its own has to find room.
 const LEN: usize = 64 << 10;
 /// Of these, at the low end, which nobody may write to.
@@ -58,9 +58,9 @@ pub(crate) fn init() {
     }
 }
 
-/// Makes all of them ready, while the kernel may still be asked for it.
-pub(crate) fn open_all() {
-    (0..STACKS).for_each(|index| {
+/// Makes so many of them ready, while the kernel may still be asked for it.
+pub(crate) fn open_some(count: usize) {
+    (0..count).for_each(|index| {
         open(index);
     });
 }

@@ -18,6 +18,7 @@ const SIG_SETMASK: usize = 2;
 
 #[cfg(target_arch = "x86_64")]
 mod number {
+    pub(super) const CLOSE: usize = 3;
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const SIGALTSTACK: usize = 131;
@@ -291,12 +292,22 @@ pub(crate) fn wait_for_child(pid: u32) {
 pub(crate) fn take_empty_table() -> bool {
     const CLOSE_RANGE_UNSHARE: usize = 2;
     const CLONE_FILES: usize = 0x400;
+    /// More than anything that is done there opens.
+    const ROOM: usize = 8;
     let all = u32::MAX as usize;
     // SAFETY: the descriptors closed are those of the new table.
     unsafe {
-        syscall(number::CLOSE_RANGE, [0, all, CLOSE_RANGE_UNSHARE, 0, 0, 0]) == 0
-            // Before Linux 5.9: a copy has to do.
-            || syscall(number::UNSHARE, [CLONE_FILES, 0, 0, 0, 0, 0]) == 0
+        if syscall(number::CLOSE_RANGE, [0, all, CLOSE_RANGE_UNSHARE, 0, 0, 0]) == 0 {
+            return true;
+        }
+        // Before Linux 5.9, or where a filter refuses that: a copy has to do, with some numbers free in it.
+        let has_own = syscall(number::UNSHARE, [CLONE_FILES, 0, 0, 0, 0, 0]) == 0;
+        if has_own {
+            (0..ROOM).for_each(|fd| {
+                syscall(number::CLOSE, [fd, 0, 0, 0, 0, 0]);
+            });
+        }
+        has_own
     }
 }
 

@@ -14,7 +14,7 @@ mod unfinished;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::params::{self, Complaint, Transport};
-use crate::{aside, clock, stack, strict};
+use crate::{aside, clock, process, stack, strict};
 
 pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
 pub(crate) use socket::{MAX_CHUNK, chunk, session};
@@ -94,6 +94,11 @@ pub(crate) fn announce_guest(pid: u32) -> Option<u64> {
     if params::get().transport == Transport::Shm { shared::announce_guest(pid) } else { None }
 }
 
+/// What comes now may be the last that is sent: a server that was out of reach a moment ago is tried again for it.
+pub(crate) fn before_last() {
+    socket::try_again();
+}
+
 /// The process is about to end, or to become another program.
 pub(crate) fn leave() {
     stack::on_own(shared::leave);
@@ -108,6 +113,31 @@ pub(crate) fn is_stopped() -> bool {
 /// own would be noted in memory that is the parent's.
 pub(crate) fn reaches_guests() -> bool {
     params::get().transport == Transport::Shm || socket::OWN.if_there().is_some()
+}
+
+/// Whether the process has a way to the server that stays, should it be unable to connect from here on.
+pub(crate) fn keeps_connection() -> bool {
+    in_use() == Transport::Shm || socket::OWN.if_there().is_some()
+}
+
+/// Whether a forked child has a way to the server: the ring, its parent's socket of datagrams, or a stream of its own.
+pub(crate) fn reaches_children() -> bool {
+    match in_use() {
+        Transport::Shm => true,
+        Transport::Dgram if socket::OWN.if_there().is_some() => true,
+        _ => !process::is_confined() && socket::is_within_reach(),
+    }
+}
+
+/// The program's limits may have changed: a ring that they leave no room for is given back, for a smaller one or none.
+pub(crate) fn fit_limits() {
+    if in_use() != Transport::Shm || shared::fit_limits() {
+        return;
+    }
+    set_in_use(Transport::Stream);
+    if outbox::init().is_ok() {
+        let _ = socket::reach(clock::now_ns());
+    }
 }
 
 /// What is ready to take the frames of one event.

@@ -411,7 +411,9 @@ static void chroot_to(const char *root) {
         say("chroot %s\n", strerrorname_np(errno));
         return;
     }
-    program = "/matrix", dir = "/";
+    program = "/matrix";
+    /* A folder of the same name is there: other runs may be in the same root. */
+    dir = strrchr(dir, '/');
 }
 
 int main(int argc, char **argv) {

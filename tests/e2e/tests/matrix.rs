@@ -1,8 +1,8 @@
 //! The same conversation under every limit, filter, namespace and user, on small stacks, after every kind of exec: what
 //! the program prints and how it ends is the same as untraced, and what it says is recorded, or said not to be.
 //!
-//! The program is e2e/matrix/matrix.c, its arguments are what it does, one after the other. Each setting comes on its own.
-//! With `SOCKTRACE_SEED=N` there are combinations, too, which the seed decides: they hunt for what nobody has thought of.
+//! The program is e2e/matrix/matrix.c, its arguments are what it does, one after the other. Each setting comes on its own,
+//! and in combinations that a seed decides, the same in every run; `SOCKTRACE_SEED=N` or `FROM..TO` has others.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,10 +15,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::process::geteuid;
 use socktrace_e2e::{Needs, Recording, Stage, announce_skipped};
 
-/// Combinations of a run, beside every setting on its own.
+/// Combinations of a seed.
 const COMBINATIONS: usize = 60;
 /// Of Frida's, which takes half a second for each.
 const COMBINATIONS_BY_FRIDA: usize = 8;
+/// The seeds where none is asked for.
+const SEEDS: std::ops::Range<u64> = 1..4;
 /// Seconds that a program may take, which needs some hundredths.
 const PATIENCE: &str = "60";
 
@@ -48,7 +50,8 @@ const LIMITS: [&[&str]; 30] = [
     &["memlock=0"],
     &["lock", "memlock=0"],
     &["nproc=1"],
-    &["data=262144"],
+    // The probe's own private memory is some 200 KiB, and what the program may have beside it is its own.
+    &["data=1048576"],
     &["data=4194304"],
     &["core=0"],
     &["sigpending=0"],
@@ -156,11 +159,28 @@ impl Settings {
         all
     }
 
+    /// Settings for Frida, which follows no exec, and whose agent maps tens of MiB, whatever the program's limits of memory
+    /// are.
+    fn singles_by_frida(&self) -> Vec<Words> {
+        let limits_memory = |word: &String| word.starts_with("as=") || word.starts_with("data=");
+        let executes = |word: &String| word.starts_with("exec=");
+        let mut all = self.singles();
+        all.retain(|words| !words.iter().any(|word| limits_memory(word) || executes(word)));
+        // Those that end with an exec have their first half to themselves.
+        for limit in LIMITS.iter().filter(|limit| !limit.iter().any(|word| limits_memory(&(*word).to_owned()))) {
+            all.push(words([*limit, &["talk=a"]].concat()));
+        }
+        all
+    }
+
     /// A combination of some.
     fn combination(&self, random: &mut Random, has_exec: bool) -> Words {
         let mut all: Vec<&str> = Vec::new();
+        let limits_memory = |limit: &[&str]| limit[0].starts_with("as=") || limit[0].starts_with("data=");
         for _ in 0..random.below(3) {
-            all.extend(random.one_of(&LIMITS));
+            all.extend(
+                Some(random.one_of(&LIMITS)).filter(|limit| has_exec || !limits_memory(limit)).into_iter().flatten(),
+            );
         }
         if random.below(3) == 0 {
             all.push(random.one_of(&FILTERS));
@@ -218,10 +238,14 @@ impl Random {
     }
 }
 
-/// The seed that the user wants combinations of.
-fn seed() -> Option<u64> {
-    let text = std::env::var("SOCKTRACE_SEED").ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("SOCKTRACE_SEED={text} is not a number")))
+/// The seeds to make combinations of.
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("SOCKTRACE_SEED") else { return SEEDS };
+    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("SOCKTRACE_SEED={text}: neither N nor FROM..TO"));
+    match text.split_once("..") {
+        Some((from, to)) => number(from)..number(to),
+        None => number(&text)..number(&text) + 1,
+    }
 }
 
 /// One way to trace.
@@ -236,11 +260,13 @@ const PRELOAD_STREAM: Way = Way { engine: "preload", transport: "stream" };
 const FRIDA_SHM: Way = Way { engine: "frida", transport: "shm" };
 const FRIDA_STREAM: Way = Way { engine: "frida", transport: "stream" };
 
-/// A directory for one run, in which anybody may make files.
+/// A directory for one run, in which anybody may make files, and one of the same name in the small root.
 fn make_dir(stage: &Stage, name: &str) -> PathBuf {
     let dir = stage.path(name);
-    fs::create_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
-    fs::set_permissions(&dir, Permissions::from_mode(0o777)).expect("the directory is ours");
+    for dir in [&dir, &stage.path("root").join(name)] {
+        fs::create_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        fs::set_permissions(dir, Permissions::from_mode(0o777)).expect("the directory is ours");
+    }
     dir
 }
 
@@ -367,20 +393,27 @@ fn each_setting() {
 }
 
 #[test]
-fn combinations() {
-    let Some(seed) = seed() else { return };
-    let mut random = Random(seed);
-    try_them("combinations", &[PRELOAD_SHM, PRELOAD_STREAM], |settings| {
-        (0..COMBINATIONS).map(|_| settings.combination(&mut random, true)).collect()
-    });
+fn each_setting_by_frida() {
+    try_them("each_setting_by_frida", &[FRIDA_SHM], Settings::singles_by_frida);
 }
 
-/// Frida follows no exec.
+/// Combinations of all seeds.
+fn combinations_of(settings: &Settings, count: usize, has_exec: bool) -> Vec<Words> {
+    let of_seed = |seed| {
+        let mut random = Random(seed);
+        (0..count).map(|_| settings.combination(&mut random, has_exec)).collect::<Vec<_>>()
+    };
+    seeds().flat_map(of_seed).collect()
+}
+
+#[test]
+fn combinations() {
+    let all = |settings: &Settings| combinations_of(settings, COMBINATIONS, true);
+    try_them("combinations", &[PRELOAD_SHM, PRELOAD_STREAM], all);
+}
+
 #[test]
 fn combinations_by_frida() {
-    let Some(seed) = seed() else { return };
-    let mut random = Random(seed);
-    try_them("combinations_by_frida", &[FRIDA_SHM, FRIDA_STREAM], |settings| {
-        (0..COMBINATIONS_BY_FRIDA).map(|_| settings.combination(&mut random, false)).collect()
-    });
+    let all = |settings: &Settings| combinations_of(settings, COMBINATIONS_BY_FRIDA, false);
+    try_them("combinations_by_frida", &[FRIDA_SHM, FRIDA_STREAM], all);
 }

@@ -44,7 +44,7 @@ static PLACES: [Place; MAX_PLACES] = [const {
 }; MAX_PLACES];
 
 /// Maps the first place, for a program that puts itself under a filter that forbids mapping memory.
-pub(super) fn init() {
+pub(super) fn keep_one() {
     let first = &PLACES[0];
     if first.at.load(Ordering::Relaxed).is_null()
         && let Ok(at) = params::map(LEAST_LEN)

@@ -31,8 +31,27 @@ unsafe fn execute(call: &Call<'_>, envp: *const *const c_char, libc: impl Fn(*co
     unsafe { exec::execute(call, envp, leave_and_execute) }
 }
 
+/// The program has set limits of a process, perhaps its own.
+fn limits_set(result: c_int) -> c_int {
+    if result == 0 {
+        calls::limits_changed();
+    }
+    result
+}
+
+/// The program makes a call that gives it another root directory.
+fn change_root(libc: impl FnOnce() -> c_int) -> c_int {
+    calls::before_another_root();
+    let result = libc();
+    if result == 0 {
+        exec::root_changed();
+    }
+    result
+}
+
 hooks! {
     fn fork() -> c_int |libc| {
+        calls::before_fork();
         let pid = libc();
         if pid == 0 {
             process::notice_fork();
@@ -113,6 +132,30 @@ hooks! {
     ) -> c_int |libc| {
         let call = Call { is_spawn: true, ..Call::on_the_way("posix_spawnp", file, true) };
         spawn(|| exec::execute(&call, envp, |envp| libc(pid, file, actions, attributes, argv, envp)))
+    }
+
+    fn setrlimit[SETRLIMIT](resource: c_int, limit: *const c_void) -> c_int |libc| {
+        limits_set(libc(resource, limit))
+    }
+
+    fn setrlimit64(resource: c_int, limit: *const c_void) -> c_int |libc| {
+        limits_set(libc(resource, limit))
+    }
+
+    fn prlimit[PRLIMIT64](pid: c_int, resource: c_int, new: *const c_void, old: *mut c_void) -> c_int |libc| {
+        limits_set(libc(pid, resource, new, old))
+    }
+
+    fn prlimit64(pid: c_int, resource: c_int, new: *const c_void, old: *mut c_void) -> c_int |libc| {
+        limits_set(libc(pid, resource, new, old))
+    }
+
+    fn chroot[CHROOT](path: *const c_char) -> c_int |libc| {
+        change_root(|| libc(path))
+    }
+
+    fn setns[SETNS](fd: c_int, kind: c_int) -> c_int |libc| {
+        change_root(|| libc(fd, kind))
     }
 
     /// Every register passed through: how many arguments there are depends on the first.

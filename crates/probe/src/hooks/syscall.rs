@@ -65,6 +65,9 @@ unsafe fn other(
         if matches!(number, number::CLONE | number::VFORK | number::CLONE3) {
             guest::be_wary();
         }
+        if number == number::PIVOT_ROOT {
+            calls::before_another_root();
+        }
         const SECCOMP_SET_MODE_STRICT: c_ulong = 0;
         if number == number::SECCOMP {
             calls::before_filter();
@@ -74,6 +77,9 @@ unsafe fn other(
             }
         }
         let result = libc(number, a, b, c, d, e, f);
+        if result == 0 && number == number::PIVOT_ROOT {
+            exec::root_changed();
+        }
         // seccomp(2) has no function of its own in libc.
         if result >= 0 && number == number::SECCOMP {
             process::set_confined();

@@ -15,7 +15,7 @@ const LOCKED_SHARE: u64 = 4;
 
 /// The limits that matter; `None`: there is none.
 #[derive(Clone, Copy, Debug, Default)]
-struct Limits {
+pub(super) struct Limits {
     file_size: Option<u64>,
     address_space: Option<u64>,
     locked: Option<u64>,
@@ -23,9 +23,8 @@ struct Limits {
     used: u64,
 }
 
-/// The length of a ring that is to have `wanted` bytes, and what it has to be shortened to; `None`: even the shortest is
-/// too long.
-pub(super) fn ring_len(wanted: usize) -> Option<usize> {
+/// The limits of the program. `has` bytes are mapped for a ring that would be given back.
+pub(super) fn now(has: usize) -> Limits {
     let limit = |resource| getrlimit(resource).current;
     let mut limits =
         Limits { file_size: limit(Resource::Fsize), address_space: limit(Resource::As), ..Limits::default() };
@@ -34,13 +33,20 @@ pub(super) fn ring_len(wanted: usize) -> Option<usize> {
         limits.locked = limit(Resource::Memlock);
     }
     if limits.address_space.is_some() || limits.locked.is_some() {
-        limits.used = aside(used).flatten().unwrap_or(0);
+        limits.used = aside(used).flatten().unwrap_or(0).saturating_sub(has as u64);
     }
-    limits.ring_len(wanted)
+    limits
 }
 
 impl Limits {
-    fn ring_len(&self, wanted: usize) -> Option<usize> {
+    /// Whether the program has more memory than it may have, with a ring or without.
+    pub(super) fn are_exceeded(&self) -> bool {
+        self.address_space.is_some_and(|limit| self.used > limit)
+    }
+
+    /// The length of a ring that is to have `wanted` bytes, and what it has to be shortened to; `None`: even the shortest is
+    /// too long.
+    pub(super) fn ring_len(&self, wanted: usize) -> Option<usize> {
         let fits = |len: usize| {
             let (file, mapped) = ((PAGE_LEN + len) as u64, (PAGE_LEN + 2 * len) as u64);
             // A program that has more than it may lock cannot lock it all, with a ring or without.

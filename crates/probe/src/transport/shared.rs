@@ -15,13 +15,13 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec};
-use socktrace_ring::{Full, Memory, Record, Words, Writer, create, is_ring_len, numbers, unmap};
+use socktrace_ring::{Full, Memory, PAGE_LEN, Record, Words, Writer, create, is_ring_len, numbers, unmap};
 
 use super::own::{NotKept, Own, out_of_sight};
 use super::stall::Waited;
-use super::unfinished::Unfinished;
+use super::unfinished::{self, Unfinished};
 use super::{Undelivered, limits, socket};
-use crate::aside::aside;
+use crate::aside::{aside, is_alone};
 use crate::clock::{monotonic_ns, now_ns};
 use crate::name::Text;
 use crate::params::{self, OnFull};
@@ -39,6 +39,8 @@ const WAIT_NS: u64 = 10_000_000;
 /// How long a server that has no room for another agent, or that may just be starting, is waited for at the end, whatever the
 /// parameters say.
 const BUSY_NS: u64 = 100_000_000;
+/// How often it is looked whether the server has read a ring that is to be given back, in nanoseconds.
+const DRAIN_NS: u64 = 1_000_000;
 /// From so many bytes on, a payload may lie in memory of its own, which whoever received it in the same process may have
 /// unmapped already: allocators map large buffers and unmap them when they are freed. A system call for the copy then costs
 /// little beside it.
@@ -75,9 +77,48 @@ pub(super) fn init() -> bool {
     true
 }
 
+/// The program's limits may have changed. A ring that they leave no room for is given back, and a shorter one made if they
+/// leave room for that; whether there is one. It stays while anybody may be in the middle of a frame.
+pub(super) fn fit_limits() -> bool {
+    let Some(writer) = writer() else { return false };
+    let memory = *writer.memory();
+    // First, before a thread of ours that helps out.
+    if process::who().is_guest || unfinished::is_any() || !is_alone() {
+        return true;
+    }
+    let limits = limits::now(PAGE_LEN + 2 * memory.ring_len());
+    let fits = limits.ring_len(memory.ring_len());
+    if fits == Some(memory.ring_len()) || limits.are_exceeded() {
+        return true;
+    }
+    leave();
+    if fits.is_none() {
+        // What comes next goes another way, and must not be there first.
+        let started_ns = monotonic_ns();
+        let words = memory.words();
+        while words.tail_position() != words.head_position() && monotonic_ns() - started_ns < BUSY_NS {
+            wake(words);
+            pause(DRAIN_NS);
+        }
+    }
+    let lost = &process::own().lost;
+    let [events, bytes, since_ns] =
+        [&lost.events, &lost.bytes, &lost.since_ns].map(|word| word.load(Ordering::Relaxed));
+    told_losses(events, bytes);
+    WRITER.store(core::ptr::null_mut(), Ordering::Release);
+    OWN.close();
+    // SAFETY: this is the only thread, and not in the middle of a frame.
+    unsafe { unmap(memory) };
+    let is_made = begin();
+    if is_made && events > 0 {
+        note_losses(events, bytes, since_ns);
+    }
+    is_made
+}
+
 /// Makes a ring, and no other is written to from here on; whether it could be.
 fn begin() -> bool {
-    let Some(mut len) = limits::ring_len(params::get().ring_bytes as usize) else { return false };
+    let Some(mut len) = limits::now(0).ring_len(params::get().ring_bytes as usize) else { return false };
     // Nobody has been told of this one, whoever has the one before it.
     SERVER.store(0, Ordering::Relaxed);
     let Ok(at) = params::map(size_of::<Writer>()) else { return false };
@@ -509,12 +550,16 @@ pub(super) fn is_stopped() -> bool {
 
 /// Notes what was lost, for the server to tell should this process not come to it.
 pub(crate) fn note_loss(bytes: u64, ts_ns: u64) {
+    note_losses(1, bytes, ts_ns);
+}
+
+fn note_losses(events: u64, bytes: u64, ts_ns: u64) {
     let Some(writer) = writer() else { return };
     let words = writer.memory().words();
     words.lost_bytes.fetch_add(bytes, Ordering::Relaxed);
     let _ = words.lost_since.compare_exchange(0, ts_ns, Ordering::Relaxed, Ordering::Relaxed);
     words.lost_until.store(ts_ns, Ordering::Relaxed);
-    words.lost_events.fetch_add(1, Ordering::Release);
+    words.lost_events.fetch_add(events, Ordering::Release);
 }
 
 /// A frame has told of these.

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, fstat, statat};
+use rustix::fs::{Access, AtFlags, CWD, accessat, fstat, statat};
 use rustix::io::{Errno, IoSlice};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, connect_unspec,
@@ -66,7 +66,7 @@ pub(super) fn begin_session() {
 pub(super) fn stop() {
     disconnected();
     OWN.close();
-    TRIED_NS.store(0, Ordering::Relaxed);
+    try_again();
     stall::end();
 }
 
@@ -81,9 +81,14 @@ pub(super) fn disconnected() {
     }
 }
 
+/// A server that was not to be reached is tried again with the next frame, although that was a moment ago.
+pub(super) fn try_again() {
+    TRIED_NS.store(0, Ordering::Relaxed);
+}
+
 /// A forked child shares its parent's datagram socket, but a stream needs a writer of its own.
 pub(super) fn after_fork() {
-    TRIED_NS.store(0, Ordering::Relaxed);
+    try_again();
     if super::in_use() == Transport::Stream && OWN.current().is_some() {
         disconnected();
         IS_SAME_SESSION.store(true, Ordering::Relaxed);
@@ -188,6 +193,14 @@ fn connect_ours(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     Err(Errno::PERM)
 }
 
+/// Whether the server's path leads somewhere that this process may connect to, as far as can be seen without doing so.
+pub(super) fn is_within_reach() -> bool {
+    match params::get().out_socket_path {
+        [b'@', ..] => true,
+        path => accessat(CWD, path, Access::WRITE_OK, AtFlags::empty()).is_ok(),
+    }
+}
+
 fn address() -> Result<SocketAddrUnix, Errno> {
     match params::get().out_socket_path {
         [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
@@ -231,7 +244,7 @@ fn datagram_listener(inode: u64) -> Option<u32> {
     }
     match params::get().out_socket_path {
         [b'@', ..] => None,
-        path => statat(CWD, path, rustix::fs::AtFlags::empty()).ok().map(|stat| stat.st_uid),
+        path => statat(CWD, path, AtFlags::empty()).ok().map(|stat| stat.st_uid),
     }
 }
 
@@ -330,8 +343,8 @@ fn send_aside(frame: &[&[u8]]) -> Result<(), Undelivered> {
         // A queue of connections that is full, too: the server does not read.
         Some(Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM)) => Err(Undelivered::Stalled),
         Some(Err(Errno::FAULT)) => Err(Undelivered::Unmapped),
-        // No thread now, which says nothing of the server.
-        None => Err(Undelivered::Absent),
+        // No thread now, or no number in its table, which says nothing of the server.
+        None | Some(Err(Errno::MFILE | Errno::NFILE)) => Err(Undelivered::Absent),
         Some(Err(errno)) => {
             disconnected();
             IS_STRANGER.store(errno == Errno::PERM, Ordering::Relaxed);

@@ -94,6 +94,11 @@ fn was_left(found: u64, frame: usize) -> bool {
     (-SIGNAL_FRAME..FURTHEST_JUMP).contains(&up) && !is_on_alternate_stack()
 }
 
+/// Whether any thread has a record that is not finished, as far as there are notes.
+pub(super) fn is_any() -> bool {
+    OPEN.iter().chain([&NOWHERE]).any(|note| note.load(Ordering::Relaxed) != 0)
+}
+
 /// The threads whose notes these were are not in the child.
 pub(super) fn after_fork() {
     if descriptors::is_tracing() {
