@@ -234,6 +234,9 @@ fn drain_rings(rings: &mut Rings, stuck: &mut bool, sink: &mut dyn Sink) {
             }
         }
     }
+    if *stuck {
+        rings.take_abandoned(sink);
+    }
 }
 
 /// Waits until something has arrived, a stop is asked for, or the time is over.

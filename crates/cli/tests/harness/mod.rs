@@ -1,6 +1,7 @@
 //! Runs the built `socktrace`, and makes what it reads.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod disk;
 pub mod wireshark;
 
 use std::fs;

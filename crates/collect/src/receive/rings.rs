@@ -323,6 +323,24 @@ impl Rings {
         any
     }
 
+    /// Hands on all that is in rings that no other server can take over, whether or not it can be written: what cannot is
+    /// then counted.
+    pub(super) fn take_abandoned(&mut self, sink: &mut dyn Sink) {
+        for ring in &mut self.rings {
+            if ring.has_writers() {
+                continue;
+            }
+            sink.sender(ring.sender, RING_CHANNEL | ring.id);
+            let mut before = None;
+            while before != Some(ring.reader.position()) {
+                before = Some(ring.reader.position());
+                if !ring.take(&mut self.buffer, sink) {
+                    break;
+                }
+            }
+        }
+    }
+
     /// Whether there are frames in other rings that come before those of this one.
     fn must_wait(&mut self, index: usize) -> bool {
         let ring = &self.rings[index];

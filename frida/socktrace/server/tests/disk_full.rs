@@ -181,6 +181,8 @@ fn ends_well_on_a_full_disk() {
     let lost =
         format!("{} events and {} payload bytes could not be written", sent.events - recorded, 409_600 - written);
     assert!(stderr.contains(&lost), "expected {lost}: {stderr}");
+    // Where it listens, when the disk was full, and that.
+    assert_eq!(stderr.lines().count(), 3, "{stderr}");
 }
 
 #[test]
