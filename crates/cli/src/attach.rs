@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
-use socktrace_collect::{Bound, Stop, notice, raise_descriptor_limit};
+use socktrace_collect::{Bound, Stop, errno, notice, raise_descriptor_limit};
 
 use crate::args::{AttachArgs, OnFullArg};
 use crate::engine::frida::Frida;
@@ -61,7 +61,7 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
         };
         match inject(&frida, pid, &place, &parameters) {
             Ok(()) => targets.push(Target { pid, pidfd }),
-            Err(error) => notice(&format!("{error:#}")),
+            Err(error) => notice(&errno::explain(error.as_ref())),
         }
         if stop.reason().is_some() {
             break;
@@ -80,7 +80,7 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
     for target in &targets {
         let stopped = frida.stop(target.pid, &place);
         if let (Err(error), false) = (stopped, has_ended(&target.pidfd)) {
-            notice(&format!("the hooks stay in, quiet: {error:#}"));
+            notice(&format!("the hooks stay in, quiet: {}", errno::explain(error.as_ref())));
         }
     }
     let removal = place.remove();

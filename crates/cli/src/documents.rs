@@ -1,22 +1,23 @@
 //! The commands that write something down for others: agent.js, completions, manual pages; and the bare server.
 
-use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use socktrace_collect::{Contents, serve};
+use socktrace_collect::{Contents, private, serve};
 
 use crate::args::{AgentArgs, Cli, CompletionsArgs, ManArgs, ServerArgs};
 use crate::manual;
+
+/// Everybody may read them, nobody else write.
+const TEXT_MODE: u32 = 0o644;
 
 /// `socktrace agent`
 pub fn agent(args: &AgentArgs) -> Result<ExitCode> {
     let text = socktrace_agent::agent_js();
     match &args.output {
-        Some(file) => write_file(file, text.as_bytes())?,
+        Some(file) => private::write_readable(file, text.as_bytes(), TEXT_MODE)?,
         None => to_stdout(text.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
@@ -44,13 +45,11 @@ pub fn man(args: &ManArgs) -> Result<ExitCode> {
         to_stdout(pages.first().map(|(_, text)| text.as_slice()).unwrap_or_default())?;
         return Ok(ExitCode::SUCCESS);
     };
-    fs::create_dir_all(dir).with_context(|| format!("{}: cannot make the directory", dir.display()))?;
-    manual::write_to(dir, Cli::command()).with_context(|| format!("{}: cannot be written to", dir.display()))?;
+    private::make_readable_folder(dir)?;
+    for (name, text) in manual::pages(Cli::command()).context("rendering a manual page")? {
+        private::write_readable(&dir.join(name), &text, TEXT_MODE)?;
+    }
     Ok(ExitCode::SUCCESS)
-}
-
-fn write_file(file: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(file, bytes).with_context(|| format!("{}: cannot be written", file.display()))
 }
 
 /// A reader that has gone (`| head`) wanted no more.

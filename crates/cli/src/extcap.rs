@@ -1,14 +1,13 @@
 //! `socktrace extcap`: one of Wireshark's capture interfaces (extcap(4)).
 
 use std::env;
-use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, FromArgMatches};
+use socktrace_collect::private;
 use socktrace_export::Decode;
 
 use crate::args::{AttachArgs, CaptureArgs, EngineArg, ExtcapArgs, FilterArgs, RunArgs, ViewArgs};
@@ -26,6 +25,8 @@ const INTERFACES: &str = concat!(
     env!("CARGO_PKG_REPOSITORY"),
     "}\ninterface {value=socktrace}{display=AF_UNIX sockets of a program}\n"
 );
+/// Of the script that is installed: everybody may run it, nobody else write to it.
+const SCRIPT_MODE: u32 = 0o755;
 /// LINKTYPE_RAW, as in the packets' file.
 const DLTS: &str = "dlt {number=101}{name=RAW}{display=Raw IP}\n";
 const CONFIG: &str = "\
@@ -113,15 +114,11 @@ fn defaults() -> Result<CaptureArgs> {
 /// Puts a script that calls this very executable into the user's extcap folder.
 fn install() -> Result<ExitCode> {
     let folder = folder()?;
-    fs::create_dir_all(&folder).with_context(|| format!("{}: cannot make the directory", folder.display()))?;
+    private::make_readable_folder(&folder)?;
     let executable = env::current_exe().context("where this executable lies")?;
     let script = format!("#!/bin/sh\nexec {} extcap \"$@\"\n", quoted(&executable)?);
     let path = folder.join(NAME);
-    let write = || {
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))
-    };
-    write().with_context(|| format!("{}: cannot be written", path.display()))?;
+    private::write_readable(&path, script.as_bytes(), SCRIPT_MODE)?;
     print(&format!("{}\n", path.display()))
 }
 

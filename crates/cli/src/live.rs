@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use gttr::{Frame, FrameType};
-use socktrace_collect::{Bound, Event, Recorder, Sink, Stop, StopHandle, notice, receive};
+use socktrace_collect::{Bound, Event, Recorder, Sink, Stop, StopHandle, errno, notice, receive};
 
 use crate::args::{FilterArgs, ViewArgs};
 use crate::filter::{Scope, Selection};
@@ -184,7 +184,8 @@ impl Live {
             notice(&format!("{unshown} lines were not shown: the output did not take them"));
         }
         if let Err(error) = result {
-            notice(&format!("LOST: the collector has failed ({error}): what was recorded is not complete"));
+            let why = errno::explain(&error);
+            notice(&format!("LOST: the collector has failed: {why}: what was recorded is not complete"));
         }
         tracer.view.losses().iter().for_each(|sentence| notice(sentence));
         tracer.view.unseen().iter().for_each(|sentence| notice(sentence));

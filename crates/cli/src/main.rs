@@ -36,7 +36,7 @@ use std::sync::Arc;
 use clap::Parser;
 use clap::error::ErrorKind;
 use signal_hook::consts::SIGXFSZ;
-use socktrace_collect::{notice, printable};
+use socktrace_collect::{errno, notice, printable};
 
 use args::{Cli, Command};
 use engine::child::is_ignored;
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            notice(&format!("{error:#}"));
+            notice(&errno::explain(error.as_ref()));
             ExitCode::from(failure)
         }
     }

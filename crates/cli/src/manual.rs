@@ -1,8 +1,6 @@
 //! The manual pages: what clap knows of each command, and the sections that it does not have (man-pages(7)).
 
-use std::fs;
 use std::io;
-use std::path::Path;
 
 use clap::Command;
 use clap_mangen::Man;
@@ -104,11 +102,6 @@ pub fn pages(command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(pages)
 }
 
-/// Writes them into a folder.
-pub fn write_to(dir: &Path, command: Command) -> io::Result<()> {
-    pages(command)?.into_iter().try_for_each(|(name, text)| fs::write(dir.join(name), text))
-}
-
 fn page(command: &Command) -> io::Result<(String, Vec<u8>)> {
     let facts = facts(command.get_name());
     let man = Man::new(command.clone()).manual("socktrace");
@@ -163,6 +156,7 @@ fn notes(roff: &mut Roff, help: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::process::{Command as Program, Stdio};
 
     use clap::CommandFactory as _;
@@ -186,7 +180,9 @@ mod tests {
     #[test]
     fn groff_takes_the_pages() {
         let folder = tempfile::tempdir().unwrap();
-        write_to(folder.path(), Cli::command()).unwrap();
+        for (name, text) in pages(Cli::command()).unwrap() {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
         for file in fs::read_dir(folder.path()).unwrap() {
             let mut groff = Program::new("groff");
             groff.args(["-man", "-Kutf8", "-Tutf8", "-ww", "-Z"]).arg(file.unwrap().path()).stdout(Stdio::null());

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gttr::{Ext, ExtWriter, Extensions, Frame, FrameType};
-use socktrace_collect::notice;
+use socktrace_collect::{errno, notice};
 
 use crate::engine::{SOCKET, gadget, preload};
 
@@ -159,7 +159,8 @@ impl Relay {
             // Part of a frame may have gone out: nothing that follows would be understood.
             self.has_failed = true;
             notice(&format!(
-                "LOST: the socktrace that this one runs under gets no more of what is recorded here: {error}"
+                "LOST: the socktrace that this one runs under gets no more of what is recorded here: {}",
+                errno::explain(&error)
             ));
         }
         self.waiting.clear();

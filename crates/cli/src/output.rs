@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anstream::{AutoStream, ColorChoice};
 use anyhow::Result;
-use socktrace_collect::{notice, private};
+use socktrace_collect::{errno, notice, private};
 
 /// How much waits for a slow reader while a program is traced, in bytes: beyond that, lines are dropped and counted,
 /// because the program must not wait.
@@ -18,6 +18,9 @@ const MAX_WAITING: usize = 64 << 20;
 /// Lines of a traced program wait so long for earlier ones: what several processes do in a few milliseconds arrives process
 /// by process. Nobody sees the difference.
 pub const ORDERING_TIME: Duration = Duration::from_millis(20);
+
+/// In messages.
+pub const STDOUT: &str = "standard output";
 
 /// Lines, and when what they tell of happened.
 #[derive(Debug, Default)]
@@ -42,6 +45,38 @@ impl Lines {
         self.bytes.clear();
         self.marks.clear();
         self.marked = 0;
+    }
+}
+
+/// A writer whose errors say what could not be written.
+pub struct Named<W> {
+    writer: W,
+    name: String,
+}
+
+impl<W> Named<W> {
+    pub fn new(writer: W, name: impl ToString) -> Self {
+        Self { writer, name: name.to_string() }
+    }
+
+    fn name<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| match error.kind() {
+            // Is tried again.
+            io::ErrorKind::Interrupted => error,
+            kind => io::Error::new(kind, format!("{}: {}", self.name, errno::explain(&error))),
+        })
+    }
+}
+
+impl<W: Write> Write for Named<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = self.writer.write(bytes);
+        self.name(result)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let result = self.writer.flush();
+        self.name(result)
     }
 }
 
@@ -80,15 +115,15 @@ impl Destination {
                 let file = private::create(path)?;
                 let auto = if file.is_terminal() { AutoStream::choice(&io::stderr()) } else { ColorChoice::Never };
                 let is_null = is_null(&file);
-                Self { writer: Box::new(file), colour: is_on(auto), is_null }
+                Self { writer: Box::new(Named::new(file, path.display())), colour: is_on(auto), is_null }
             }
             (None, Default::Stdout) => Self {
-                writer: Box::new(io::stdout()),
+                writer: Box::new(Named::new(io::stdout(), STDOUT)),
                 colour: is_on(AutoStream::choice(&io::stdout())),
                 is_null: false,
             },
             (None, Default::Stderr) => Self {
-                writer: Box::new(io::stderr()),
+                writer: Box::new(Named::new(io::stderr(), "standard error")),
                 colour: is_on(AutoStream::choice(&io::stderr())),
                 is_null: false,
             },
@@ -132,7 +167,7 @@ fn written(result: io::Result<()>) -> Written {
         Ok(()) => Written::All,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Written::Gone,
         Err(error) => {
-            notice(&format!("the output cannot be written: {error}: nothing more is shown"));
+            notice(&format!("the output cannot be written: {}: nothing more is shown", errno::explain(&error)));
             Written::Failed
         }
     }

@@ -11,7 +11,7 @@ use socktrace_collect::{Contents, Event, notice, private};
 use socktrace_export::{Captured, Decode, Exporter, Pcapng, Survey};
 
 use crate::args::{CaptureArgs, RecordFormat};
-use crate::output::{Destination, Output};
+use crate::output::{Destination, Named, Output, STDOUT};
 
 /// Packets are handed on when they take so much, in bytes, if they are not flushed before.
 const HAND_ON_LEN: usize = 256 << 10;
@@ -106,10 +106,10 @@ pub fn open_binary(file: Option<&Path>) -> Result<Box<dyn Write + Send>> {
             bail!("standard output is a terminal, and this is nothing to be read there: pipe it, or name a file");
         }
         // Not io::stdout(), which looks for lines.
-        let stdout = io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
-        return Ok(Box::new(File::from(stdout)));
+        let stdout = io::stdout().as_fd().try_clone_to_owned().context(STDOUT)?;
+        return Ok(Box::new(Named::new(File::from(stdout), STDOUT)));
     };
-    Ok(Box::new(private::create(path)?))
+    Ok(Box::new(Named::new(private::create(path)?, path.display())))
 }
 
 /// Packets on their way.

@@ -14,6 +14,7 @@ use object::{Endianness, ReadCache};
 use rustix::fs::{Access, access, getxattr};
 use rustix::io::Errno;
 use rustix::process::{geteuid, getuid};
+use socktrace_collect::errno;
 
 /// Scripts may be the interpreters of scripts; the kernel follows as many (fs/exec.c).
 const MAX_INTERPRETERS: usize = 5;
@@ -45,7 +46,9 @@ pub fn find(name: &OsStr) -> Result<PathBuf, Refusal> {
             Err(Errno::NOENT | Errno::NOTDIR) => Err(Refusal::NotFound(format!("{shown}: no such file"))),
             Err(Errno::ISDIR) => Err(Refusal::NotExecutable(format!("{shown}: is a directory"))),
             Err(Errno::ACCESS) => Err(Refusal::NotExecutable(format!("{shown}: not executable: permission denied"))),
-            Err(error) => Err(Refusal::NotExecutable(format!("{shown}: cannot be executed: {error}"))),
+            Err(error) => {
+                Err(Refusal::NotExecutable(format!("{shown}: cannot be executed: {}", errno::explain(&error))))
+            }
         };
     }
     let path = env::var_os("PATH").unwrap_or_else(|| OsString::from(DEFAULT_PATH));

@@ -1,10 +1,11 @@
 //! `socktrace run`: a program of the user's, traced from its first instruction to its end.
 
+use std::io;
 use std::path::Path;
 use std::process::{Child, ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, bail};
-use socktrace_collect::{notice, raise_descriptor_limit};
+use socktrace_collect::{errno, notice, raise_descriptor_limit};
 
 use crate::args::{EngineArg, OnFullArg, RunArgs};
 use crate::engine::child::{self, Signals, Start, Streams};
@@ -93,8 +94,9 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
         Ok(child) => child,
         Err(error) => {
             drop(place);
-            live.finish("stop", "the program did not start", false);
-            return Ok(ExitCode::from(refused(&path, &error)));
+            let (why, code) = refusal(&path, &error);
+            live.finish("stop", &why, false);
+            return Ok(ExitCode::from(code));
         }
     };
     // Not before: the program's limit is its own.
@@ -103,7 +105,7 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
     let status = match held {
         Some(Err(NotHeld::Ended(status))) => status,
         Some(Err(NotHeld::Failed(error))) => {
-            notice(&format!("the program goes on untraced: {error}"));
+            notice(&format!("the program goes on untraced: {}", errno::explain(&error)));
             wait(child, signals)?
         }
         _ => wait(child, signals)?,
@@ -123,12 +125,17 @@ fn wait(child: Child, signals: Signals) -> Result<ExitStatus> {
 fn load(frida: &Frida, child: &Child, place: &Place, parameters: &Parameters) -> Result<(), NotHeld> {
     let held = gate::hold(child.id())?;
     if let Err(error) = frida.inject_and_leave(child.id(), place, parameters) {
-        notice(&format!("the program goes on untraced: {error:#}"));
+        notice(&format!("the program goes on untraced: {}", errno::explain(error.as_ref())));
     }
     held.release()
 }
 
-fn refused(path: &Path, error: &std::io::Error) -> u8 {
-    notice(&format!("{}: cannot be executed: {error}", path.display()));
-    if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
+/// Why a program could not be executed, and the exit status that says so.
+fn refusal(path: &Path, error: &io::Error) -> (String, u8) {
+    let why = format!("{}: cannot be executed: {}", path.display(), errno::explain(error));
+    match error.kind() {
+        // It was there a moment ago.
+        io::ErrorKind::NotFound => (format!("{why}: the interpreter that it names does not exist"), NOT_FOUND),
+        _ => (why, NOT_EXECUTABLE),
+    }
 }

@@ -350,7 +350,7 @@ fn beyond_a_file_size_limit_the_output_is_named() {
         let output = Command::new("bash").args(args).output().unwrap();
         let err = String::from_utf8_lossy(&output.stderr);
         assert!(
-            output.status.code() == Some(1) && err.contains("File too large"),
+            output.status.code() == Some(1) && err.contains("file too large (EFBIG)"),
             "{command}: {:?} {err}",
             output.status
         );

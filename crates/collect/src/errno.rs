@@ -1,4 +1,10 @@
-//! Names and texts of errors (errno(3)), by the numbers that they have on x86-64 and most other machines.
+//! Errors (errno(3)) in words, by the numbers that they have on x86-64 and most other machines.
+
+use std::error::Error;
+use std::io;
+use std::path::Path;
+
+use rustix::io::Errno;
 
 /// Number, name, and what it means in the words of strerror(3).
 const ERRORS: &[(i32, &str, &str)] = &[
@@ -139,9 +145,46 @@ pub fn name(number: i32) -> &'static str {
     find(number).map_or("unknown error", |error| error.1)
 }
 
-/// What an error means, in the words of strerror(3), if it is a known one.
-pub fn text(number: i32) -> Option<&'static str> {
-    find(number).map(|error| error.2)
+/// An error in words, with its name: `permission denied (EACCES)`.
+pub fn words(number: i32) -> String {
+    find(number).map_or_else(|| format!("error {number}"), |(_, name, text)| format!("{text} ({name})"))
+}
+
+/// An error and its causes in one line, those of the system as [`words`] says them.
+pub fn explain(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(|error| number(error).map_or_else(|| error.to_string(), words)).collect::<Vec<_>>().join(": ")
+}
+
+fn number(error: &(dyn Error + 'static)) -> Option<i32> {
+    let of_io = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    of_io.or_else(|| error.downcast_ref::<Errno>().map(|error| error.raw_os_error()))
+}
+
+/// Why nothing can be made or written at a path, and what to do.
+pub fn explain_output(path: &Path, error: &io::Error) -> String {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let folder = folder.display();
+    let why = explain(error);
+    match Errno::from_io_error(error) {
+        Some(Errno::NOENT) => format!("the folder {folder} does not exist: create it or choose another path"),
+        Some(Errno::NOTDIR) => format!("{folder} is not a folder: choose another path"),
+        Some(Errno::ACCESS | Errno::PERM) => format!("{why}: choose a folder that you may write to"),
+        Some(Errno::NOSPC | Errno::DQUOT) => format!("{why}: make room or choose a path on another disk"),
+        _ => format!("{why}: choose another path"),
+    }
+}
+
+/// Why what is at a path cannot be read, and what to do.
+pub fn explain_input(error: &io::Error) -> String {
+    let why = explain(error);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!("{why}: its owner or root may read it"),
+        _ => why,
+    }
 }
 
 fn find(number: i32) -> Option<&'static (i32, &'static str, &'static str)> {
@@ -154,9 +197,28 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_this_machine() {
-        assert_eq!((name(libc::ENOENT), text(libc::ENOENT)), ("ENOENT", Some("no such file or directory")));
+        assert_eq!(words(libc::ENOENT), "no such file or directory (ENOENT)");
         assert_eq!(name(libc::ECONNREFUSED), "ECONNREFUSED");
-        assert_eq!((name(-1), text(0)), ("unknown error", None));
+        assert_eq!((name(-1), words(0)), ("unknown error", "error 0".into()));
         assert!(ERRORS.is_sorted_by_key(|error| error.0));
+    }
+
+    #[test]
+    fn errors_of_any_kind_are_said_in_one_way() {
+        let denied = "permission denied (EACCES)";
+        let of_io = io::Error::from_raw_os_error(libc::EACCES);
+        assert_eq!((explain(&of_io), explain(&Errno::ACCESS)), (denied.into(), denied.into()));
+        let with_context = anyhow::Error::from(of_io).context("/x: cannot be read");
+        assert_eq!(explain(with_context.as_ref()), format!("/x: cannot be read: {denied}"));
+        assert_eq!(explain(&io::Error::from_raw_os_error(4000)), "error 4000");
+        assert_eq!(explain(&io::Error::other("no AT_ENTRY")), "no AT_ENTRY");
+    }
+
+    #[test]
+    fn what_to_do() {
+        let of = |error: Errno| explain_output(Path::new("/a/b"), &error.into());
+        assert_eq!(of(Errno::NOENT), "the folder /a does not exist: create it or choose another path");
+        assert_eq!(of(Errno::NOTDIR), "/a is not a folder: choose another path");
+        assert_eq!(of(Errno::ROFS), "read-only file system (EROFS): choose another path");
     }
 }

@@ -15,6 +15,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, open, openat}
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use crate::errno::{self, explain_output};
+
 /// The output directory is its owner's only.
 const FOLDER_MODE: u32 = 0o700;
 /// And so are the files in it.
@@ -40,7 +42,8 @@ pub(crate) fn open_folder(folder: &Path) -> Result<OwnedFd> {
     }
     make(folder)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let handle = openat(CWD, folder, flags, Mode::empty()).with_context(|| format!("{shown}: cannot be opened"))?;
+    let handle = openat(CWD, folder, flags, Mode::empty())
+        .map_err(|e| anyhow!("{shown}: cannot be opened: {}", explain_output(folder, &e.into())))?;
     let stat = fstat(&handle).with_context(|| format!("{shown}: fstat(2)"))?;
     if !is_owner_trusted(stat.st_uid) {
         bail!(
@@ -80,7 +83,7 @@ fn make(folder: &Path) -> Result<()> {
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
                 bail!("{shown}: not a directory: choose another path for the output")
             }
-            _ => Err(anyhow!("{shown}: cannot make the output directory: {e}")),
+            _ => Err(anyhow!("{shown}: cannot make the output directory: {}", explain_output(folder, &e))),
         },
     }
 }
@@ -143,6 +146,6 @@ pub(crate) fn explain_refusal(error: Errno) -> String {
         Errno::PERM | Errno::ACCESS => {
             "belongs to another user, or others may write to it: remove it or choose another output directory".into()
         }
-        error => format!("cannot be opened: {error}: remove it or choose another output directory"),
+        error => format!("cannot be opened: {}: choose another output directory", errno::explain(&error)),
     }
 }

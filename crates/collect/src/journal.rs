@@ -7,12 +7,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, OFlags, openat, unlinkat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use sha2::{Digest, Sha256};
 
+use crate::errno::explain_output;
 use crate::event::Direction;
 use crate::folder::{FILE_MODE, check_file, explain_refusal};
 
@@ -85,7 +86,9 @@ impl Journal {
         let is_done = true;
         let mut journal = Self { file, boot: boot_id(), batch, is_done, acknowledged, events_len, end: 0, record };
         journal.begin(events_len);
-        journal.write().with_context(|| format!("{path}: cannot be written to"))?;
+        journal
+            .write()
+            .map_err(|e| anyhow!("{path}: cannot be written to: {}", explain_output(&shown.join(NAME), &e.into())))?;
         journal.done();
         Ok(journal)
     }

@@ -17,6 +17,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_to, connect, listen, socket_with,
 };
 
+use crate::errno::explain_output;
 use crate::family::Family;
 use crate::sender::Sender;
 
@@ -243,23 +244,14 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix, sock_type: SockType) -> R
         // Connected, or somebody is there with another type (EPROTOTYPE), a full queue (EAGAIN), another peer (EPERM).
         _ => bail!("{shown}: already in use by another server: stop that one or choose another path"),
     }
-    fs::remove_file(path).map_err(|e| anyhow!("{shown}: a stale socket that cannot be removed: {e}"))
+    fs::remove_file(path)
+        .map_err(|e| anyhow!("{shown}: a stale socket that cannot be removed: {}", explain_output(path, &e)))
 }
 
 fn explain(path: &Path, error: Errno) -> anyhow::Error {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let (path, folder) = (path.display(), folder.display());
+    let shown = path.display();
     match error {
-        Errno::NOENT => anyhow!("{path}: the folder {folder} does not exist: create it or choose another path"),
-        Errno::NOTDIR => anyhow!("{path}: {folder} is not a folder: choose another path"),
-        Errno::ACCESS | Errno::PERM => {
-            anyhow!("{path}: not permitted: choose a folder that you may write to")
-        }
-        Errno::ROFS => anyhow!("{path}: {folder} is read-only: choose another path"),
-        Errno::ADDRINUSE => anyhow!("{path}: already in use: another server was started at the same moment"),
-        error => anyhow!("{path}: cannot bind the socket: {error}"),
+        Errno::ADDRINUSE => anyhow!("{shown}: already in use: another server was started at the same moment"),
+        error => anyhow!("{shown}: cannot bind the socket: {}", explain_output(path, &error.into())),
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::errno;
 use crate::event::Text;
 
 /// How often a failed write is tried again: soon enough for whoever has just made room, seldom enough to cost nothing.
@@ -20,7 +21,7 @@ impl Failure {
             Errno::NOSPC | Errno::DQUOT => "disk full".into(),
             Errno::LOOP => "the payload file is a symbolic link".into(),
             Errno::PERM => "the payload file belongs to another user, or others may write to it".into(),
-            error => Text(error.to_string().into()),
+            error => Text(errno::words(error.raw_os_error()).into()),
         }
     }
 

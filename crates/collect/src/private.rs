@@ -1,16 +1,22 @@
-//! Output files that hold payload: for their owner only, and nobody else's.
+//! Output files that nobody but their owner can write to, whatever the umask; those that hold payload nobody else can read either.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::geteuid;
 
-/// Read and written by the owner.
-const FILE_MODE: u32 = 0o600;
+use crate::errno::explain_output;
+
+/// Read and written by the owner: of a file that holds payload.
+const PRIVATE: u32 = 0o600;
+/// Made by mkdir(2) for what everybody may read.
+const READABLE_FOLDER: u32 = 0o755;
+/// Permission of the owner.
+const OWNERS: u32 = 0o700;
 /// Permission of others to write, of which sharing the group is one.
 const OTHERS_WRITE: u32 = 0o022;
 /// Any permission.
@@ -25,8 +31,38 @@ const PERMISSIONS: u32 = 0o7777;
 ///
 /// One line that names the file and says what to do.
 pub fn create(path: &Path) -> Result<File> {
+    create_with(path, PRIVATE)
+}
+
+/// Writes a file that holds no payload: it has these permissions at most, from its first moment, and no fewer of the
+/// owner's.
+///
+/// # Errors
+///
+/// As [`create`].
+pub fn write_readable(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut file = create_with(path, mode)?;
+    file.write_all(bytes)
+        .map_err(|error| anyhow!("{}: cannot be written: {}", path.display(), explain_output(path, &error)))
+}
+
+/// Makes a folder that holds no payload, and its parents; others cannot write to what is made.
+///
+/// # Errors
+///
+/// One line that names the folder and says what to do.
+pub fn make_readable_folder(path: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(READABLE_FOLDER).create(path);
+    made.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => anyhow!("{}: not a folder: choose another path", path.display()),
+        _ => anyhow!("{}: cannot make the folder: {}", path.display(), explain_output(path, &error)),
+    })
+}
+
+fn create_with(path: &Path, mode: u32) -> Result<File> {
     let shown = path.display();
-    if let Some(file) = handed(path).with_context(|| format!("{shown}: cannot be written"))? {
+    let refused = |error: io::Error| anyhow!("{shown}: cannot be written: {}", explain_output(path, &error));
+    if let Some(file) = handed(path).map_err(refused)? {
         return Ok(file);
     }
     if let Ok(link) = fs::symlink_metadata(path)
@@ -39,8 +75,8 @@ pub fn create(path: &Path) -> Result<File> {
         );
     }
     // Not O_TRUNC: what is another's stays as it is.
-    let open = || File::options().write(true).create(true).mode(FILE_MODE).custom_flags(libc::O_NOCTTY).open(path);
-    let file = open().with_context(|| format!("{shown}: cannot be written"))?;
+    let open = || File::options().write(true).create(true).mode(mode).custom_flags(libc::O_NOCTTY).open(path);
+    let file = open().map_err(refused)?;
     let stat = file.metadata().with_context(|| format!("{shown}: fstat(2)"))?;
     if !stat.is_file() {
         return Ok(file);
@@ -49,17 +85,18 @@ pub fn create(path: &Path) -> Result<File> {
         bail!("{shown}: belongs to user {}, who could read what is written: choose another file", stat.uid());
     }
     if stat.mode() & OTHERS_WRITE != 0 {
-        let mode = stat.mode() & PERMISSIONS;
-        bail!("{shown}: other users may write to it (mode {mode:04o}): chmod go-w it, or choose another file");
+        let open_mode = stat.mode() & PERMISSIONS;
+        bail!("{shown}: other users may write to it (mode {open_mode:04o}): chmod go-w it, or choose another file");
     }
     let close_and_empty = || -> io::Result<()> {
         // Of one that was just made the umask may have taken what its owner needs.
-        if stat.mode() & PERMISSIONS != FILE_MODE {
-            file.set_permissions(fs::Permissions::from_mode(FILE_MODE))?;
+        let wanted = (stat.mode() | OWNERS) & mode;
+        if stat.mode() & PERMISSIONS != wanted {
+            file.set_permissions(fs::Permissions::from_mode(wanted))?;
         }
         file.set_len(0)
     };
-    close_and_empty().with_context(|| format!("{shown}: cannot be written"))?;
+    close_and_empty().map_err(refused)?;
     Ok(file)
 }
 

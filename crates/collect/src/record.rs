@@ -6,11 +6,12 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use gttr::{Frame, FrameType};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 
+use crate::errno::{self, explain_output};
 use crate::event::{Event, EventType, Text};
 use crate::events_file::{EventsFile, NAME};
 use crate::folder;
@@ -116,7 +117,7 @@ impl Recorder {
         }
         // Before the journal that the repair went by is written over.
         if let Err(failure) = events.write() {
-            bail!("{shown}: cannot be written to: {}", failure.reason());
+            return Err(not_written(folder, failure));
         }
         let mut journal = Some(Journal::create(handle.as_fd(), folder, acknowledged, events.len())?);
         if contents == Contents::NoEvents
@@ -165,7 +166,7 @@ impl Recorder {
         });
         match self.events.write() {
             Ok(()) => Ok(()),
-            Err(failure) => bail!("{}: cannot be written to: {}", self.folder.display(), failure.reason()),
+            Err(failure) => Err(not_written(&self.folder, failure)),
         }
     }
 
@@ -303,7 +304,8 @@ impl Recorder {
                 "no space left for {folder}: events and payloads are dropped and counted until there is room"
             )),
             error => notice(&format!(
-                "{folder} cannot be written to ({error}): events and payloads are dropped and counted until it can"
+                "{folder} cannot be written to: {}: events and payloads are dropped and counted until it can",
+                errno::explain(&error)
             )),
         }
     }
@@ -313,6 +315,10 @@ impl Recorder {
         let folder = self.folder.display();
         notice(&format!("{folder} can be written to again: {events} events and {bytes} payload bytes were lost"));
     }
+}
+
+fn not_written(folder: &Path, failure: Failure) -> anyhow::Error {
+    anyhow!("{}: cannot be written to: {}", folder.display(), explain_output(folder, &failure.0.into()))
 }
 
 impl Sink for Recorder {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::errno;
 use crate::event::{Direction, Event, EventType};
 use crate::events_file::NAME as EVENTS;
 use lines::Lines;
@@ -107,7 +108,7 @@ impl Recording {
                 )
             }
             io::ErrorKind::InvalidInput => anyhow::anyhow!("{}: no recording: {error}", path.display()),
-            _ => anyhow::anyhow!("{}: cannot be read: {error}", path.display()),
+            _ => anyhow::anyhow!("{}: cannot be read: {}", path.display(), errno::explain_input(&error)),
         })?;
         if lines::is_inflated(&file) {
             anyhow::bail!("{}: no recording: it is nearly all a hole", path.display());

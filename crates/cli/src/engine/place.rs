@@ -23,7 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
-use socktrace_collect::{Bound, SockType, listen};
+use socktrace_collect::{Bound, SockType, errno, listen};
 
 use super::preload;
 
@@ -85,7 +85,7 @@ impl Place {
         for base in bases() {
             match parent_in(&base).and_then(|parent| Self::in_parent(&parent)) {
                 Ok(place) => return Ok(place),
-                Err(error) => why.push(format!("{}: {error:#}", base.path.display())),
+                Err(error) => why.push(format!("{}: {}", base.path.display(), errno::explain(error.as_ref()))),
             }
         }
         bail!("no place for the probe, set TMPDIR to a folder that only you can write to: {}", why.join("; "))

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
+use socktrace_collect::errno;
 
 use super::seccomp;
 use crate::program;
@@ -113,7 +114,7 @@ fn no_permission(pid: u32) -> Option<String> {
         return Some("no such process".into());
     }
     if error.kind() != ErrorKind::PermissionDenied {
-        return Some(format!("cannot be attached to: {error}"));
+        return Some(format!("cannot be attached to: {}", errno::explain(&error)));
     }
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     let permit = match scope.trim() {

@@ -283,10 +283,7 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
 /// An error in words, with its name, and how often it has been.
 fn failure(event: &Event<'_>) -> String {
     let number = event.errno.unwrap_or(0);
-    let mut shown = match errno::text(number) {
-        Some(text) => format!("{text} ({})", errno::name(number)),
-        None => format!("error {number}"),
-    };
+    let mut shown = errno::words(number);
     if let Some(times @ 2..) = event.times {
         shown.push_str(&format!(", {times} times"));
     }

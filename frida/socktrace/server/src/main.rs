@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use socktrace_collect::{Contents, SockType, notice, serve};
+use socktrace_collect::{Contents, SockType, errno, notice, serve};
 
 /// Records what traced processes send: OUT_DIR/events.jsonl, and OUT_DIR/<conn_id>.in.bin and .out.bin per connection.
 ///
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     match serve(&args.sock_path, &args.out_dir, args.sock_type, contents) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            notice(&format!("{error:#}"));
+            notice(&errno::explain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

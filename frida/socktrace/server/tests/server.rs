@@ -192,6 +192,13 @@ fn a_bad_place_is_named() {
     assert!(stderr.contains("at most 107 bytes"), "{stderr}");
     let stderr = run(&dir.path().join("missing/sock"));
     assert!(stderr.contains("missing does not exist"), "{stderr}");
+    let stderr = run(&dir.path().join("x".repeat(90)).join("y".repeat(12)));
+    assert!(stderr.starts_with("socktrace-server: ") && stderr.contains("choose"), "{stderr}");
+    std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+    let stderr = run(&dir.path().join("loop/sock"));
+    let (what, why) =
+        ("loop/sock: cannot bind the socket: ", "too many levels of symbolic links (ELOOP): choose another path");
+    assert!(stderr.contains(what) && stderr.contains(why) && stderr.lines().count() == 1, "{stderr}");
 }
 
 #[test]
