@@ -25,7 +25,8 @@ mod line;
 pub mod listen;
 mod notice;
 mod outage;
-mod owners;
+#[doc(hidden)]
+pub mod owners;
 mod payload;
 pub mod printable;
 pub mod private;

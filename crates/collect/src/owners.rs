@@ -47,7 +47,7 @@ struct Known {
 }
 
 /// A [`Sink`] in front of another.
-pub(crate) struct Owners<'s> {
+pub struct Owners<'s> {
     sink: &'s mut dyn Sink,
     known: Known,
     sender: Sender,
@@ -58,8 +58,15 @@ pub(crate) struct Owners<'s> {
     told: Limited,
 }
 
+impl std::fmt::Debug for Owners<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owners").field("sender", &self.sender).finish_non_exhaustive()
+    }
+}
+
 impl<'s> Owners<'s> {
-    pub(crate) fn new(sink: &'s mut dyn Sink) -> Self {
+    /// What the senders may not say goes to the sink as something of their own.
+    pub fn new(sink: &'s mut dyn Sink) -> Self {
         let (known, sender, last) = (Known::default(), Sender::default(), Vec::new());
         Self { sink, known, sender, channel: 0, last, last_is_theirs: false, told: Limited::default() }
     }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use gttr::{StreamDecoder, StreamStep};
+use gttr::{Direction, Ext, ExtWriter, Frame, FrameType, StreamDecoder, StreamStep};
 
 /// Frames to an input: short ones are changed to more effect.
 const FRAMES: usize = 6;
@@ -28,6 +28,13 @@ fn main() {
         put(dir, "reader", number, [0, 0].into_iter().chain(with_lens(&[5, 2, 0])).chain([0, 3]));
         put(dir, "rings", number, [0; 4].into_iter().chain(with_lens(&[5, number, 2, 0])).chain([0, 1, 2, 1, 4, 0]));
     }
+    // Frames of several users, each of which a length of SENDER and a byte tell of (src/frames.rs).
+    for contents in 0..3 {
+        let from = |sender: usize, frame: &Vec<u8>| [&[0xfe, 0xff, sender as u8], &len(frame)[..], frame].concat();
+        let frames = told().iter().enumerate().flat_map(|(sender, frame)| from(sender, frame)).collect::<Vec<_>>();
+        put(dir, "frames", 100 + contents, [contents].into_iter().chain(frames));
+    }
+    put(dir, "streams", 100, [3, 200, 1, 31].into_iter().chain(told().concat()));
     for (number, event) in EVENTS.lines().enumerate() {
         let lines =
             format!("{event}\n{{\"type\":\"lost\",\"conn_id\":\"a\",\"direction\":\"in\",\"bytes\":3,\"offset\":1}}\n");
@@ -42,6 +49,34 @@ fn main() {
             [flags].into_iter().chain(len(&lines)).chain(lines).chain(journal).chain([2, 6, 0, 1]),
         );
     }
+}
+
+/// What is said of programs, failures and ends, with names that are no texts, and bytes on one connection.
+fn told() -> Vec<Vec<u8>> {
+    const CONN: &[u8] = b"p1.2-3";
+    const NAME: &[u8] = b"/bin/\\x41\\ \xff\n";
+    let data = |payload| Frame { conn: CONN, direction: Direction::In, payload, ..Frame::new(FrameType::Data, 1) };
+    let of = |kind| Frame { conn: CONN, path: b"/run/\\x0a", ..Frame::new(kind, 1) };
+    let said: [(Frame<'_>, &[Ext<'_>]); 8] = [
+        (of(FrameType::Start), &[Ext::Pid(7), Ext::Exe(NAME), Ext::Comm(b"a\\b\x01")]),
+        (of(FrameType::Exec), &[Ext::Program(NAME), Ext::Untraced(b"static: \x1b[2J"), Ext::Comm(b"x")]),
+        (of(FrameType::Fail), &[Ext::Call(b"connect"), Ext::Errno(2), Ext::Times(u32::MAX)]),
+        (of(FrameType::Fail), &[Ext::Call(b"send\n"), Ext::Errno(u32::MAX), Ext::Times(0)]),
+        (data(b"first"), &[Ext::Seq(1)]),
+        (data(b"somebody else's"), &[Ext::Seq(1)]),
+        (of(FrameType::Eof), &[Ext::Pid(7)]),
+        (of(FrameType::Exit), &[Ext::Status(256), Ext::SocketsMade(3), Ext::Status(1)]),
+    ];
+    let encode = |(frame, values): &(Frame<'_>, &[Ext<'_>])| {
+        let mut room = [0; 512];
+        let mut writer = ExtWriter::new(&mut room);
+        values.iter().for_each(|value| writer.put(*value));
+        let frame = Frame { ext: writer.finish(), ..*frame };
+        let mut bytes = vec![0; frame.encoded_len()];
+        frame.encode(&mut bytes).expect("a short frame");
+        bytes
+    };
+    said.iter().map(encode).collect()
 }
 
 fn len(bytes: &[u8]) -> [u8; 2] {

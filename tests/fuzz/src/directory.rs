@@ -7,7 +7,7 @@ use std::io::sink;
 use std::os::unix::fs::symlink;
 
 use sha2::{Digest, Sha256};
-use socktrace_collect::{Contents, Event, Recorder, Recording, silence_notices};
+use socktrace_collect::{Contents, Event, EventType, Recorder, Recording, printable, silence_notices};
 use socktrace_export::directory::{Filter, Options, export};
 use socktrace_export::{Decode, Exporter, Pcapng, Perfetto};
 
@@ -43,13 +43,21 @@ pub(crate) fn run(bytes: &[u8]) {
         }
     }
     read(&sandbox);
+    let lens = || NAMES.map(|name| fs::symlink_metadata(out.join(name)).map_or(0, |file| file.len()));
+    let before = lens();
     if let Ok(recorder) = Recorder::open(out, Contents::All) {
+        assert!(lens().iter().zip(before).all(|(&len, before)| len <= before), "repair only cuts");
         if flags & 4 != 0 {
             // It is killed again.
             drop(recorder);
             drop(Recorder::open(out, Contents::All));
         } else {
             recorder.finish("done");
+            let events = fs::read(out.join("events.jsonl")).expect("it was written");
+            let last = events.trim_ascii_end().rsplit(|&byte| byte == b'\n').next().expect("a line");
+            let last: Event<'_> = serde_json::from_slice(last).expect("an event");
+            assert_eq!(last.kind, EventType::HostShutdown);
+            assert!(!out.join("events.journal").exists(), "nothing is left to be put right");
         }
     }
     sandbox.check();
@@ -99,6 +107,11 @@ fn number(input: &mut Input<'_>) -> u64 {
 fn read(sandbox: &Sandbox) {
     let Ok(mut recording) = Recording::open(sandbox.out()) else { return };
     while let Some(line) = recording.next_line().expect("a file in memory") {
+        let shown = printable::sentence(&String::from_utf8_lossy(&line)).into_owned();
+        assert!(!shown.contains(char::is_control), "{shown}");
+        let mut json = Vec::new();
+        printable::push_json(&mut json, &line);
+        assert!(!String::from_utf8_lossy(&json).contains(char::is_control));
         let Some(event) = recording.event(&line) else { continue };
         let beginning = recording.beginning(&event, SHOWN_LEN);
         assert!(beginning.len() <= SHOWN_LEN && recording.payload(&event, SHOWN_LEN).bytes.len() <= SHOWN_LEN);

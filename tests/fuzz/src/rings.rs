@@ -82,5 +82,7 @@ pub(crate) fn run(bytes: &[u8]) {
 
 fn announce(rings: &mut Rings, writers: &mut Writers<'_>, agent: u64, which: usize) {
     let fd = writers.hostile[which].fd().try_clone().expect("a descriptor");
-    rings.add(&fd, agent, Sender::default(), &Announcer::default(), writers);
+    // Several users, each with several processes, between whom what there is of rings is shared.
+    let sender = Sender { pid: agent as u32, uid: 70_000 + (agent % 2) as u32 };
+    rings.add(&fd, agent, sender, &Announcer::default(), writers);
 }

@@ -29,6 +29,8 @@ impl Sink for Heard {
     fn frame(&mut self, frame: &gttr::Frame<'_>) {
         assert_ne!(frame.kind, FrameType::Ring, "what is about a ring is not an event");
         let event = Event::from_frame(frame);
+        let is_named = event.kind != EventType::BadFrame;
+        assert_eq!(is_named, !matches!(frame.kind, FrameType::Other(_)), "{:?}", frame.kind);
         // Of one whose type has no name, the event says the length itself.
         self.len += if event.kind == EventType::BadFrame { 0 } else { frame.encoded_len() };
         self.event(&event, frame.payload);
