@@ -57,6 +57,7 @@ picture: build
 
 test: build $(VENV)/ready $(VENV16)/ready
 	cargo test --locked --workspace
+	@tests/conditions
 
 # docs/coverage.md, from what each operation gives.
 coverage: build $(VENV)/ready

@@ -58,7 +58,8 @@ pub fn find(name: &OsStr) -> Result<PathBuf, Refusal> {
         let file = if folder.as_os_str().is_empty() { Path::new(".").join(name) } else { folder.join(name) };
         match is_executable(&file) {
             Ok(()) => return Ok(file),
-            Err(Errno::ACCESS) => refused = Some(file),
+            // In a folder that may not be searched nobody knows what there is: as shells do, it is passed over.
+            Err(Errno::ACCESS) if fs::metadata(&file).is_ok() => refused = Some(file),
             Err(_) => {}
         }
     }
