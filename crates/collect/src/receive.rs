@@ -220,10 +220,7 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
 /// Hands on what is in the rings by now; a thread that is at a frame has the time to finish it, or to be gone.
 fn drain_rings(rings: &mut Rings, stuck: &mut bool, sink: &mut dyn Sink) {
     let (start, ends) = (Instant::now(), rings.ends());
-    while !*stuck && !ends.iter().all(|end| rings.is_past(end)) {
-        if start.elapsed() > MAX_DRAIN {
-            return;
-        }
+    while !*stuck && start.elapsed() < MAX_DRAIN && !ends.iter().all(|end| rings.is_past(end)) {
         if !rings.take(sink) {
             thread::sleep(UNFINISHED_POLL);
         }
@@ -234,9 +231,8 @@ fn drain_rings(rings: &mut Rings, stuck: &mut bool, sink: &mut dyn Sink) {
             }
         }
     }
-    if *stuck {
-        rings.take_abandoned(sink);
-    }
+    // Whatever that takes and wherever it can be written: nobody else will.
+    rings.take_abandoned(sink);
 }
 
 /// Waits until something has arrived, a stop is asked for, or the time is over.

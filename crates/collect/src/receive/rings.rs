@@ -324,17 +324,19 @@ impl Rings {
     }
 
     /// Hands on all that is in rings that no other server can take over, whether or not it can be written: what cannot is
-    /// then counted.
+    /// then counted. No more than a ring holds, should somebody write to it all the same.
     pub(super) fn take_abandoned(&mut self, sink: &mut dyn Sink) {
         for ring in &mut self.rings {
             if ring.has_writers() {
                 continue;
             }
             sink.sender(ring.sender, RING_CHANNEL | ring.id);
-            let mut before = None;
-            while before != Some(ring.reader.position()) {
-                before = Some(ring.reader.position());
-                if !ring.take(&mut self.buffer, sink) {
+            let begin = ring.reader.position();
+            loop {
+                let before = ring.reader.position();
+                let is_sound = ring.take(&mut self.buffer, sink);
+                let at = ring.reader.position();
+                if !is_sound || at == before || at.wrapping_sub(begin) >= ring.reader.ring_len() as u64 {
                     break;
                 }
             }

@@ -16,6 +16,7 @@ use harness::{Server, data, encode, noise, until};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
+use socktrace_collect::{Event, EventType, Sink, SockType, Stop, listen, receive};
 use socktrace_ring::{MAX_RING_LEN, MIN_RING_LEN, Memory, PAGE_LEN, Words, Writer, create};
 
 /// What the well-behaved agent says at a time, in bytes, and how often while the others do their worst.
@@ -300,4 +301,43 @@ fn check(server: &Server, events: &[Value], said: u64, dead: u32) {
         let is_ours = name == "events.jsonl" || (name.ends_with(".bin") && !name.starts_with('.') && name.len() < 220);
         assert!(is_ours && entry.file_type().unwrap().is_file(), "{name}");
     }
+}
+
+/// Takes its time, as on a machine that has none.
+#[derive(Default)]
+struct Slow {
+    messages: u64,
+    losses: u64,
+}
+
+impl Sink for Slow {
+    fn event(&mut self, event: &Event<'_>, _: &[u8]) {
+        thread::sleep(Duration::from_millis(1));
+        self.messages += u64::from(event.kind == EventType::Data);
+        self.losses += u64::from(event.kind == EventType::Lost);
+    }
+
+    fn flush(&mut self) -> bool {
+        true
+    }
+}
+
+/// Nobody else takes over the ring of a process that is gone: it is read to its end, however long that takes.
+#[test]
+fn what_a_process_that_is_gone_has_said_is_taken_by_a_slow_server() {
+    /// More than a slow sink takes in the time that a server has for what others could take over, which is 2 s.
+    const SAID: u64 = 7000;
+    let dir = tempfile::tempdir().unwrap();
+    let bound = listen::bind(&dir.path().join("sock"), SockType::Stream).unwrap();
+    let (fd, memory) = create(8 << 20).unwrap();
+    let writer = Writer::new(memory);
+    (0..SAID).for_each(|number| put(&writer, &good_frame(number)));
+    let agent = UnixStream::connect(bound.path()).unwrap();
+    announce_by(&agent, fd.as_fd());
+    drop(agent);
+    let stop = Stop::new().unwrap();
+    stop.handle().stop();
+    let mut slow = Slow::default();
+    receive::run(&bound, &stop, &mut slow).unwrap();
+    assert_eq!((slow.messages, slow.losses), (SAID, 0));
 }
