@@ -246,7 +246,7 @@ pages! {
 }
 
 /// Pages for those who work on socktrace: their commands are those of the Makefile, and take minutes.
-const OTHERS: [&str; 3] = ["CONTRIBUTING.md", "docs/benchmarks.md", "docs/design.md"];
+const OTHERS: [&str; 3] = ["CONTRIBUTING.md", "docs/benchmarks.md", "docs/testing.md"];
 
 #[test]
 fn every_page_is_tested() {
