@@ -8,7 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
-use socktrace_collect::{Bound, Stop, errno, notice, raise_descriptor_limit};
+use socktrace_collect::{Bound, raise_descriptor_limit, stop_on_signals};
+use socktrace_event::{Stop, errno, notice};
 
 use crate::args::{AttachArgs, OnFullArg};
 use crate::engine::frida::Frida;
@@ -44,7 +45,7 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
     raise_descriptor_limit();
     // While Ctrl-C still works: a FIFO is opened when its reader comes.
     let kept = keep.open()?;
-    let stop = Stop::on_signals()?;
+    let stop = stop_on_signals()?;
     let place = Place::new()?;
     let (bound, pids) = bind_for(&place, pids)?;
     let parameters = Parameters::new(&place, &bound, &args.capture, OnFullArg::Drop, args.children);

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use socktrace_collect::{Contents, private, serve};
+use socktrace_recording::{Contents, private};
+use socktrace_server::serve;
 
 use crate::args::{AgentArgs, Cli, CompletionsArgs, ManArgs, ServerArgs};
 use crate::manual;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use socktrace_collect::{Event, notice};
+use socktrace_event::{Event, notice};
 use socktrace_export::directory::{Filter, Options};
-use socktrace_export::{Decode, Exporter, Pcapng, Perfetto, Progress, Report};
+use socktrace_export::{Exporter, Pcapng, Perfetto, Ports, Progress, Report};
+use socktrace_recording::Recording;
 
 use crate::args::{ExportArgs, ExportFormat, FilterArgs};
 use crate::filter::Scope;
@@ -22,18 +23,18 @@ const SILENCE: Duration = Duration::from_millis(500);
 
 /// `socktrace export`
 pub fn export(args: &ExportArgs) -> Result<ExitCode> {
-    let decode = Decode::new(args.decode.iter().map(String::as_str))?;
+    let ports = Ports::new(args.decode.iter().map(String::as_str))?;
     let format = match args.format {
         Some(format) => format,
         None => format_of(&args.output)?,
     };
     let filter_args = FilterArgs { path: args.path.clone(), pid: args.pid.clone(), ..FilterArgs::default() };
     // Before the file is touched.
-    Scope::new(&filter_args)?;
-    socktrace_collect::Recording::open(&args.dir)?;
+    let mut scopes = [Scope::new(&filter_args)?, Scope::new(&filter_args)?];
+    Recording::open(&args.dir)?;
     let output = (args.output.as_os_str() != "-").then_some(&*args.output);
     let writer = BufWriter::with_capacity(BUFFER_LEN, open_binary(output)?);
-    let mut exporter = match exporter(format, writer, &decode) {
+    let mut exporter = match exporter(format, writer, &ports) {
         Ok(exporter) => exporter,
         Err(error) => return gone_or(error.into()),
     };
@@ -43,11 +44,10 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
         &args.dir,
         &mut *exporter,
         &mut Options {
-            decode,
-            filter: &mut || {
-                let mut scope = Scope::new(&filter_args)?;
-                Ok(Box::new(move |event: &Event<'_>| scope.lets_through(event)) as Filter)
-            },
+            ports,
+            filters: scopes
+                .each_mut()
+                .map(|scope| Box::new(|event: &Event<'_>| scope.lets_through(event)) as Filter<'_>),
             note: &mut |event| losses.note(event),
             progress: &mut |progress| bar.show(progress),
         },
@@ -55,14 +55,14 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
     bar.clear();
     match result {
         Ok(report) => tell(&args.dir, &report, &losses),
-        Err(error) => return gone_or(error),
+        Err(error) => return gone_or(error.into()),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn exporter(format: ExportFormat, writer: impl Write + 'static, decode: &Decode) -> io::Result<Box<dyn Exporter>> {
+fn exporter(format: ExportFormat, writer: impl Write + 'static, ports: &Ports) -> io::Result<Box<dyn Exporter>> {
     Ok(match format {
-        ExportFormat::Pcapng => Box::new(Pcapng::new(writer, decode.clone())?),
+        ExportFormat::Pcapng => Box::new(Pcapng::new(writer, ports.clone())?),
         ExportFormat::Pftrace => Box::new(Perfetto::new(writer)),
     })
 }

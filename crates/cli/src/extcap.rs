@@ -7,8 +7,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, FromArgMatches};
-use socktrace_collect::private;
-use socktrace_export::Decode;
+use socktrace_export::Ports;
+use socktrace_recording::private;
 
 use crate::args::{AttachArgs, CaptureArgs, EngineArg, ExtcapArgs, FilterArgs, RunArgs, ViewArgs};
 use crate::attach::attach_into;
@@ -71,7 +71,7 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
         text.iter().flat_map(|text| text.split_whitespace()).map(str::to_owned).collect()
     };
     let decode = words(&args.decode);
-    let keep = Keep::packets_to(fifo, Decode::new(decode.iter().map(String::as_str))?);
+    let keep = Keep::packets_to(fifo, Ports::new(decode.iter().map(String::as_str))?);
     let path = words(&args.path).into_iter().map(Into::into).collect();
     let filter = FilterArgs { path, ..FilterArgs::default() };
     let capture = CaptureArgs { max_bytes: args.max_bytes, ..defaults()? };

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use globset::Glob;
+use gttr::Frame;
 use regex::bytes::{Regex, RegexBuilder};
-use socktrace_collect::event::Direction;
-use socktrace_collect::{Event, EventType, ProcessId};
+use socktrace_event::{Direction, Event, Layer, ProcessId, Sink, Taken, What};
 
 use crate::args::{DirectionArg, FilterArgs};
 
@@ -54,16 +54,16 @@ impl Scope {
     /// Whether the event is asked for. What belongs to no process or no connection always is.
     pub fn lets_through(&mut self, event: &Event<'_>) -> bool {
         let is_other = |process: ProcessId| !process.here().is_some_and(|pid| self.pids.contains(&pid));
-        if !self.pids.is_empty() && event.process().is_some_and(is_other) && !is_host(event.kind) {
+        if !self.pids.is_empty() && event.process().is_some_and(is_other) && !is_host(event) {
             return false;
         }
         if self.globs.is_empty() {
             return true;
         }
-        let conn_id = event.conn_id.as_deref().map(|conn_id| self.hasher.hash_one(conn_id));
-        let own = event.path.as_deref().map(|path| self.path_is_wanted(path));
-        match (event.kind, conn_id) {
-            (EventType::Open, Some(conn_id)) => {
+        let conn_id = event.conn_id().map(|conn_id| self.hasher.hash_one(conn_id));
+        let own = event.path().map(|path| self.path_is_wanted(path));
+        match (&event.what, conn_id) {
+            (What::Open(_), Some(conn_id)) => {
                 let wanted = own.unwrap_or(true);
                 if self.connections.len() >= MAX_CONNECTIONS {
                     self.connections.clear();
@@ -71,11 +71,11 @@ impl Scope {
                 self.connections.insert(conn_id, wanted);
                 wanted
             }
-            (EventType::Data, Some(conn_id)) => {
+            (What::Data(_), Some(conn_id)) => {
                 own == Some(true) || self.connections.get(&conn_id).copied().unwrap_or(own.is_none())
             }
             (_, Some(conn_id)) => self.connections.get(&conn_id).copied().or(own).unwrap_or(true),
-            (EventType::Listen | EventType::Fail, None) => own.unwrap_or(true),
+            (What::Listen(_) | What::Fail(_), None) => own.unwrap_or(true),
             _ => true,
         }
     }
@@ -96,9 +96,32 @@ impl Scope {
     }
 }
 
+/// In front of what records and shows.
+impl Layer for Scope {
+    fn event<S: Sink + ?Sized>(&mut self, event: &Event<'_>, payload: &[u8], to: &mut S) -> Taken<S::Error> {
+        if self.lets_through(event) {
+            return to.event(event, payload);
+        }
+        to.left_out(event);
+        Ok(())
+    }
+
+    fn frame<S: Sink + ?Sized>(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>, to: &mut S) -> Taken<S::Error> {
+        match event {
+            _ if self.is_all() => to.frame(frame, event),
+            Some(event) if self.lets_through(event) => to.frame(frame, Some(event)),
+            Some(event) => {
+                to.left_out(event);
+                Ok(())
+            }
+            None => self.frame(frame, Some(&Event::from_frame(frame)), to),
+        }
+    }
+}
+
 /// The server's own events have a pid, too: the server's.
-fn is_host(kind: EventType) -> bool {
-    matches!(kind, EventType::HostInit | EventType::HostShutdown | EventType::BadFrame)
+fn is_host(event: &Event<'_>) -> bool {
+    matches!(event.what, What::HostInit(_) | What::HostShutdown(_) | What::BadFrame(_))
 }
 
 /// The patterns of `--path`.
@@ -215,7 +238,8 @@ fn resolve_folder(name: &[u8]) -> Option<PathBuf> {
 /// `--direction` and `--grep`: which of the messages are shown.
 #[derive(Debug)]
 pub struct Selection {
-    direction: Option<Direction>,
+    /// `None`: both.
+    direction: Direction,
     grep: Option<Regex>,
     /// Whether some sockets only are asked for, so that processes which do not use them are not.
     by_path: bool,
@@ -240,16 +264,17 @@ impl Selection {
                 anyhow!("--grep {}: not a regular expression: {why}", given.display())
             })
         });
-        let direction = args.direction.map(|direction| match direction {
-            DirectionArg::In => Direction::In,
-            DirectionArg::Out => Direction::Out,
-        });
+        let direction = match args.direction {
+            None => Direction::None,
+            Some(DirectionArg::In) => Direction::In,
+            Some(DirectionArg::Out) => Direction::Out,
+        };
         Ok(Self { direction, grep: grep.transpose()?, by_path: !args.path.is_empty() })
     }
 
     /// Whether every message is shown.
     pub fn is_all(&self) -> bool {
-        self.direction.is_none() && self.grep.is_none()
+        self.direction == Direction::None && self.grep.is_none()
     }
 
     /// Whether a message's bytes are looked at, so that all of them are needed.
@@ -258,8 +283,8 @@ impl Selection {
     }
 
     /// Whether a message is asked for.
-    pub fn wants(&self, direction: Option<Direction>, bytes: &[u8]) -> bool {
-        (self.direction.is_none() || self.direction == direction)
+    pub fn wants(&self, direction: Direction, bytes: &[u8]) -> bool {
+        (self.direction == Direction::None || self.direction == direction)
             && self.grep.as_ref().is_none_or(|grep| grep.is_match(bytes))
     }
 
@@ -269,8 +294,8 @@ impl Selection {
     }
 
     /// Whether an event that is no message is shown: not when bytes are asked for, which it has none of.
-    pub fn wants_event(&self, kind: EventType) -> bool {
-        self.grep.is_none() || matches!(kind, EventType::Error | EventType::Lost | EventType::BadFrame)
+    pub fn wants_event(&self, what: &What<'_>) -> bool {
+        self.grep.is_none() || matches!(what, What::Error(_) | What::Lost(_) | What::BadFrame(_))
     }
 }
 
@@ -320,10 +345,10 @@ mod tests {
     #[test]
     fn bytes_are_searched() {
         let of = |grep: &str| Selection::new(&FilterArgs { grep: Some(grep.into()), ..FilterArgs::default() });
-        assert!(of(r"\xff.B").unwrap().wants(None, b"a\xff\nB"));
-        assert!(of("ä").unwrap().wants(None, "ä".as_bytes()));
-        assert!(of("(?i)get").unwrap().wants(None, b"GET /"));
-        assert!(!of("PUT").unwrap().wants(None, b"GET /"));
+        assert!(of(r"\xff.B").unwrap().wants(Direction::None, b"a\xff\nB"));
+        assert!(of("ä").unwrap().wants(Direction::None, "ä".as_bytes()));
+        assert!(of("(?i)get").unwrap().wants(Direction::None, b"GET /"));
+        assert!(!of("PUT").unwrap().wants(Direction::None, b"GET /"));
         assert!(of("(").is_err());
     }
 }

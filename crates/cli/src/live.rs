@@ -6,25 +6,22 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use gttr::{Frame, FrameType};
-use socktrace_collect::{Bound, Event, Recorder, Sink, Stop, StopHandle, errno, notice, receive};
+use socktrace_collect::Bound;
+use socktrace_event::{End, Event, Failed, Layer, PathError, Sink, Source, Stop, StopHandle, Taken, errno, notice};
+use socktrace_recording::Recorder;
 
 use crate::args::{FilterArgs, ViewArgs};
 use crate::filter::{Scope, Selection};
 use crate::nest::Relay;
 use crate::output::{Default, Destination, Lines, ORDERING_TIME, Output};
-use crate::packets::{Kept, Packets};
+use crate::packets::Kept;
 use crate::view::{Silence, Style, View};
 
 /// Lines are handed on when they take so much, in bytes, if they are not flushed before.
 const HAND_ON_LEN: usize = 64 << 10;
 
-/// Takes events from agents.
-struct Tracer {
-    scope: Scope,
-    recorder: Option<Recorder>,
-    /// To a socktrace that this one runs under.
-    relay: Option<Relay>,
-    packets: Option<Box<Packets>>,
+/// Shows events as they come.
+struct Shown {
     view: View,
     lines: Lines,
     /// None: nobody wants to see lines.
@@ -33,63 +30,7 @@ struct Tracer {
     is_unseen: bool,
 }
 
-impl Sink for Tracer {
-    fn came(&mut self, frame: &Frame<'_>) {
-        if let Some(relay) = &mut self.relay {
-            relay.frame(frame);
-        }
-    }
-
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        self.take(event, payload, |recorder| recorder.event(event, payload));
-    }
-
-    fn frame(&mut self, frame: &Frame<'_>) {
-        if self.is_unseen && frame.kind == FrameType::Data {
-            self.view.count(frame);
-            if let Some(recorder) = &mut self.recorder {
-                recorder.frame(frame);
-            }
-            return;
-        }
-        // A recorder is faster with the frame than with the event, which the view needs.
-        self.take(&Event::from_frame(frame), frame.payload, |recorder| recorder.frame(frame));
-    }
-
-    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
-        self.recorder.as_ref().is_some_and(|recorder| recorder.is_recorded(frame))
-    }
-
-    fn flush(&mut self) -> bool {
-        self.hand_on();
-        if let Some(relay) = &mut self.relay {
-            relay.flush();
-        }
-        if let Some(packets) = &mut self.packets {
-            packets.flush();
-        }
-        self.recorder.as_mut().is_none_or(Recorder::flush)
-    }
-}
-
-impl Tracer {
-    fn take(&mut self, event: &Event<'_>, payload: &[u8], record: impl FnOnce(&mut Recorder)) {
-        if !self.scope.lets_through(event) {
-            self.view.hide(event);
-            return;
-        }
-        if let Some(recorder) = &mut self.recorder {
-            record(recorder);
-        }
-        if let Some(packets) = &mut self.packets {
-            packets.event(event, payload);
-        }
-        self.view.show(event, payload, None, None, &mut self.lines);
-        if self.lines.bytes.len() >= HAND_ON_LEN {
-            self.hand_on();
-        }
-    }
-
+impl Shown {
     fn hand_on(&mut self) {
         if let Some(output) = &self.output {
             output.write(&self.lines);
@@ -97,6 +38,53 @@ impl Tracer {
         self.lines.clear();
     }
 }
+
+impl Sink for Shown {
+    type Error = PathError;
+
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]) -> Taken<PathError> {
+        self.view.show(event, payload, None, None, &mut self.lines);
+        if self.lines.bytes.len() >= HAND_ON_LEN {
+            self.hand_on();
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>) -> Taken<PathError> {
+        match event {
+            _ if self.is_unseen && frame.kind == FrameType::Data => {
+                self.view.count(frame);
+                Ok(())
+            }
+            Some(event) => self.event(event, frame.payload),
+            None => self.event(&Event::from_frame(frame), frame.payload),
+        }
+    }
+
+    fn left_out(&mut self, event: &Event<'_>) {
+        self.view.hide(event);
+    }
+
+    fn flush(&mut self) -> Result<bool, End<PathError>> {
+        self.hand_on();
+        Ok(true)
+    }
+
+    fn finish(&mut self, _: &str) -> Result<(), PathError> {
+        self.view.finish(&mut self.lines);
+        self.hand_on();
+        let unshown = self.output.as_mut().map_or(0, Output::finish);
+        if unshown > 0 {
+            notice(&format!("{unshown} lines were not shown: the output did not take them"));
+        }
+        Ok(())
+    }
+}
+
+type AnySink = dyn Sink<Error = PathError> + Send;
+
+/// How the collector's thread has ended, what is shown, and what is kept.
+type Collected = (Result<(), Failed<io::Error, PathError>>, Shown, Option<Box<AnySink>>);
 
 /// What there is to say about the processes at the end.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +98,7 @@ pub struct Ended {
 /// The collector, on a thread of its own.
 pub struct Live {
     stop: StopHandle,
-    thread: JoinHandle<(io::Result<&'static str>, Tracer)>,
+    thread: JoinHandle<Collected>,
 }
 
 impl Live {
@@ -124,34 +112,36 @@ impl Live {
         let (scope, selection) = (Scope::new(filter)?, Selection::new(filter)?);
         let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
         let wants_lines = view.output.is_some() || view.text || view.hex || view.full || view.json;
-        let (mut recorder, mut packets, mut is_shown) = (None, None, true);
-        match kept {
-            Kept::Nothing => {}
-            Kept::Folder(folder, contents) => {
-                let mut opened = Recorder::open(&folder, contents)?;
-                opened.begin(&bound)?;
-                recorder = Some(opened);
-            }
-            Kept::Packets { packets: opened, are_shown_elsewhere } => {
-                is_shown = !are_shown_elsewhere || wants_lines;
-                packets = Some(opened);
-            }
-        }
-        let is_unseen = (!is_shown || destination.is_null) && packets.is_none() && scope.is_all() && selection.is_all();
-        let style = Style::new(view, destination.colour, true);
-        let mut tracer = Tracer {
-            scope,
-            recorder,
-            relay,
-            packets,
-            view: View::new(view, style, selection),
-            lines: Lines::default(),
-            output: is_shown.then(|| destination.in_background(ORDERING_TIME)),
-            is_unseen,
+        let is_shown = wants_lines || !matches!(kept, Kept::Packets { are_shown_elsewhere: true, .. });
+        let is_unseen = (!is_shown || destination.is_null)
+            && !matches!(kept, Kept::Packets { .. })
+            && scope.is_all()
+            && selection.is_all();
+        let mut kept: Option<Box<AnySink>> = match kept {
+            Kept::Nothing => None,
+            Kept::Folder(folder, contents) => Some(Box::new(Recorder::open(&folder, contents)?)),
+            Kept::Packets { packets, .. } => Some(packets),
         };
+        if let Some(kept) = &mut kept
+            && let Err(End::Failed(error)) = kept.begin(&bound.origin())
+        {
+            return Err(error.into());
+        }
+        let style = Style::new(view, destination.colour, true);
+        let (view, output) =
+            (View::new(view, style, selection), is_shown.then(|| destination.in_background(ORDERING_TIME)));
+        let mut shown = Shown { view, lines: Lines::default(), output, is_unseen };
         let stop = Stop::new()?;
         let handle = stop.handle();
-        let collect = move || (receive::run(&bound, &stop, &mut tracer), tracer);
+        let collect = move || {
+            let mut wanted: Vec<Box<dyn Sink<Error = PathError> + '_>> = vec![Box::new(&mut shown)];
+            wanted.extend(kept.as_mut().map(|kept| Box::new(kept) as _));
+            let mut sinks: Vec<Box<dyn Sink<Error = PathError> + '_>> = vec![Box::new(scope.before(wanted))];
+            sinks.extend(relay.map(|relay| Box::new(relay) as _));
+            let result = bound.run(&stop, &mut sinks).map(drop);
+            drop(sinks);
+            (result, shown, kept)
+        };
         let thread = thread::Builder::new().name("collect".into()).spawn(collect).context("starting a thread")?;
         Ok(Self { stop: handle, thread })
     }
@@ -167,34 +157,24 @@ impl Live {
     /// on.
     pub fn finish(self, reason: &str, never_loaded: &str, leaves: bool) -> Ended {
         self.stop();
-        let Ok((result, mut tracer)) = self.thread.join() else {
+        let Ok((result, mut shown, kept)) = self.thread.join() else {
             notice("the collector has failed: what was recorded is not complete");
             return Ended { processes_go_on: true, heard_of_probes: true };
         };
-        tracer.view.finish(&mut tracer.lines);
-        tracer.hand_on();
-        if let Some(recorder) = tracer.recorder.take() {
-            recorder.finish(reason);
-        }
-        if let Some(packets) = tracer.packets.take() {
-            packets.finish();
-        }
-        let unshown = tracer.output.take().map_or(0, Output::finish);
-        if unshown > 0 {
-            notice(&format!("{unshown} lines were not shown: the output did not take them"));
-        }
-        if let Err(error) = result {
+        let finished = kept.map_or(Ok(()), |mut kept| kept.finish(reason)).and(shown.finish(reason));
+        if let Err(error) = result.and(finished.map_err(Failed::Sink)) {
             let why = errno::explain(&error);
             notice(&format!("LOST: the collector has failed: {why}: what was recorded is not complete"));
         }
-        tracer.view.losses().iter().for_each(|sentence| notice(sentence));
-        tracer.view.unseen().iter().for_each(|sentence| notice(sentence));
-        let silence = tracer.view.silence();
+        let view = &shown.view;
+        view.losses().iter().for_each(|sentence| notice(sentence));
+        view.unseen().iter().for_each(|sentence| notice(sentence));
+        let silence = view.silence();
         let heard_of_probes = !matches!(silence, Some(Silence::NeverLoaded));
         if let Some(silence) = silence {
             explain(silence, never_loaded);
         }
-        let running = tracer.view.running();
+        let running = view.running();
         if leaves && !running.is_empty() {
             let (count, pids) = (running.len(), running.iter().take(8).map(u32::to_string).collect::<Vec<_>>());
             let (processes, more) =

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use clap::Parser;
 use clap::error::ErrorKind;
 use signal_hook::consts::SIGXFSZ;
-use socktrace_collect::{errno, notice, printable};
+use socktrace_event::{errno, notice, printable};
 
 use args::{Cli, Command};
 use engine::child::is_ignored;

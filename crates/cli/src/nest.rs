@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gttr::{Ext, ExtWriter, Extensions, Frame, FrameType};
-use socktrace_collect::{errno, notice};
+use socktrace_event::{End, Event, PathError, Sink, Taken, errno, notice};
 
 use crate::engine::{SOCKET, gadget, preload};
 
@@ -122,12 +122,19 @@ pub struct Relay {
     has_failed: bool,
 }
 
-impl Relay {
+impl Sink for Relay {
+    type Error = PathError;
+
+    /// What is no frame is not handed on.
+    fn event(&mut self, _: &Event<'_>, _: &[u8]) -> Taken<PathError> {
+        Ok(())
+    }
+
     /// Takes a frame as it came.
-    pub fn frame(&mut self, frame: &Frame<'_>) {
+    fn frame(&mut self, frame: &Frame<'_>, _: Option<&Event<'_>>) -> Taken<PathError> {
         // A ring came with a descriptor, which is not handed on, but what is in it.
         if self.has_failed || frame.kind == FrameType::Ring {
-            return;
+            return Ok(());
         }
         let mut values = Vec::new();
         let frame = match frame.host_pid.filter(|&pid| pid != 0) {
@@ -146,12 +153,20 @@ impl Relay {
             self.waiting.truncate(at);
         }
         if self.waiting.len() >= HAND_ON_LEN {
-            self.flush();
+            self.hand_on();
         }
+        Ok(())
     }
 
+    fn flush(&mut self) -> Result<bool, End<PathError>> {
+        self.hand_on();
+        Ok(true)
+    }
+}
+
+impl Relay {
     /// Hands on what there is.
-    pub fn flush(&mut self) {
+    fn hand_on(&mut self) {
         if self.has_failed || self.waiting.is_empty() {
             return;
         }
@@ -210,9 +225,9 @@ mod tests {
         writer.put(Ext::Seq(9));
         writer.put(Ext::Pid(1));
         let frame = Frame { payload: b"text", ext: writer.finish(), ..Frame::new(FrameType::Data, 5) };
-        relay.frame(&frame);
-        relay.frame(&Frame { host_pid: Some(70), ..frame });
-        relay.flush();
+        relay.frame(&frame, None).unwrap();
+        relay.frame(&Frame { host_pid: Some(70), ..frame }, None).unwrap();
+        relay.flush().unwrap();
         drop(relay);
         let mut bytes = Vec::new();
         other.read_to_end(&mut bytes).unwrap();

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anstream::{AutoStream, ColorChoice};
 use anyhow::Result;
-use socktrace_collect::{errno, notice, private};
+use socktrace_event::{errno, notice};
+use socktrace_recording::private;
 
 /// How much waits for a slow reader while a program is traced, in bytes: beyond that, lines are dropped and counted,
 /// because the program must not wait.
@@ -327,7 +328,7 @@ impl Output {
     }
 
     /// Waits until all is written, and returns how many lines never will be.
-    pub fn finish(mut self) -> u64 {
+    pub fn finish(&mut self) -> u64 {
         let mut state = self.queue.lock();
         state.closed = true;
         let dropped = state.dropped;
@@ -372,7 +373,7 @@ mod tests {
     #[test]
     fn nothing_is_lost_at_the_end() {
         let (reader, writer) = io::pipe().unwrap();
-        let output = Destination::to(Box::new(writer)).in_background(Duration::from_secs(3600));
+        let mut output = Destination::to(Box::new(writer)).in_background(Duration::from_secs(3600));
         output.write(&lines(&[(2, "b\n"), (1, "a\n")]));
         output.write(&lines(&[(u64::MAX, "table\n"), (0, "first\n")]));
         assert_eq!(output.finish(), 0);

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use socktrace_collect::{Contents, Event, notice, private};
-use socktrace_export::{Captured, Decode, Exporter, Pcapng, Survey};
+use socktrace_event::{End, Event, PathError, Sink, Taken, notice};
+use socktrace_export::{Captured, Exporter, Pcapng, Ports, Survey};
+use socktrace_recording::{Contents, private};
 
 use crate::args::{CaptureArgs, RecordFormat};
 use crate::output::{Destination, Named, Output, STDOUT};
@@ -24,7 +25,7 @@ pub enum Keep {
     /// None: standard output.
     Packets {
         file: Option<PathBuf>,
-        decode: Decode,
+        ports: Ports,
         are_shown_elsewhere: bool,
     },
 }
@@ -45,7 +46,7 @@ impl Keep {
     ///
     /// One line that says what does not go together.
     pub fn new(args: &CaptureArgs) -> Result<Self> {
-        let decode = Decode::new(args.decode.iter().map(String::as_str))?;
+        let ports = Ports::new(args.decode.iter().map(String::as_str))?;
         let Some(path) = &args.record else { return Ok(Self::Nothing) };
         let is_stdout = path.as_os_str() == "-";
         match args.format.unwrap_or_else(|| format_of(path)) {
@@ -58,14 +59,14 @@ impl Keep {
             }
             RecordFormat::Pcapng => {
                 let file = (!is_stdout).then(|| path.clone());
-                Ok(Self::Packets { file, decode, are_shown_elsewhere: is_stdout })
+                Ok(Self::Packets { file, ports, are_shown_elsewhere: is_stdout })
             }
         }
     }
 
     /// Packets to a file or FIFO, and nothing else to be seen.
-    pub fn packets_to(file: PathBuf, decode: Decode) -> Self {
-        Self::Packets { file: Some(file), decode, are_shown_elsewhere: true }
+    pub fn packets_to(file: PathBuf, ports: Ports) -> Self {
+        Self::Packets { file: Some(file), ports, are_shown_elsewhere: true }
     }
 
     /// Whether standard output is taken.
@@ -82,8 +83,8 @@ impl Keep {
         Ok(match self {
             Self::Nothing => Kept::Nothing,
             Self::Folder(folder, contents) => Kept::Folder(folder, contents),
-            Self::Packets { file, decode, are_shown_elsewhere } => {
-                let packets = Box::new(Packets::to(open_binary(file.as_deref())?, decode)?);
+            Self::Packets { file, ports, are_shown_elsewhere } => {
+                let packets = Box::new(Packets::to(open_binary(file.as_deref())?, ports)?);
                 Kept::Packets { packets, are_shown_elsewhere }
             }
         })
@@ -123,25 +124,16 @@ pub struct Packets {
 }
 
 impl Packets {
-    fn to(writer: Box<dyn Write + Send>, decode: Decode) -> Result<Self> {
-        let exporter = Pcapng::new(Vec::new(), decode).context("pcapng")?;
+    fn to(writer: Box<dyn Write + Send>, ports: Ports) -> Result<Self> {
+        let exporter = Pcapng::new(Vec::new(), ports).context("pcapng")?;
         let output = Destination::to(writer).in_background(Duration::ZERO);
         let mut packets = Self { exporter, survey: Survey::default(), output, handed_on: 0, dropped: 0 };
         // At once, for a reader that waits for the beginning.
-        packets.flush();
+        packets.hand_on();
         Ok(packets)
     }
 
-    pub fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        let captured = Captured { bytes: payload, missing: None };
-        // Memory takes everything.
-        let _ = self.exporter.event(event, captured, &self.survey);
-        if self.exporter.get_mut().len() >= HAND_ON_LEN {
-            self.flush();
-        }
-    }
-
-    pub fn flush(&mut self) {
+    fn hand_on(&mut self) {
         let packets = self.exporter.packets() - self.handed_on;
         self.handed_on = self.exporter.packets();
         let bytes = self.exporter.get_mut();
@@ -151,14 +143,34 @@ impl Packets {
         }
         self.exporter.get_mut().clear();
     }
+}
+
+impl Sink for Packets {
+    type Error = PathError;
+
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]) -> Taken<PathError> {
+        let captured = Captured { bytes: payload, missing: None };
+        // Memory takes everything.
+        let _ = self.exporter.event(event, captured, &self.survey);
+        if self.exporter.get_mut().len() >= HAND_ON_LEN {
+            self.hand_on();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<bool, End<PathError>> {
+        self.hand_on();
+        Ok(true)
+    }
 
     /// Writes the end and waits until the reader has it.
-    pub fn finish(mut self) {
+    fn finish(&mut self, _: &str) -> Result<(), PathError> {
         let _ = self.exporter.finish();
-        self.flush();
+        self.hand_on();
         self.output.finish();
         if self.dropped > 0 {
             notice(&format!("LOST: {} packets were not written: their reader did not take them", self.dropped));
         }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use object::{Endianness, ReadCache};
 use rustix::fs::{Access, access, getxattr};
 use rustix::io::Errno;
 use rustix::process::{geteuid, getuid};
-use socktrace_collect::errno;
+use socktrace_event::errno;
 
 /// Scripts may be the interpreters of scripts; the kernel follows as many (fs/exec.c).
 const MAX_INTERPRETERS: usize = 5;

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Child, ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, bail};
-use socktrace_collect::{errno, notice, raise_descriptor_limit};
+use socktrace_collect::raise_descriptor_limit;
+use socktrace_event::{errno, notice};
 
 use crate::args::{EngineArg, OnFullArg, RunArgs};
 use crate::engine::child::{self, Signals, Start, Streams};

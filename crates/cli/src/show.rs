@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
-use socktrace_collect::recording::Held;
-use socktrace_collect::{Ordered, notice};
+use socktrace_event::notice;
+use socktrace_recording::{Ordered, Recorded};
 
 use crate::args::ShowArgs;
 use crate::filter::{Scope, Selection};
@@ -55,7 +55,7 @@ pub fn show(args: &ShowArgs) -> Result<ExitCode> {
         Written::Failed => return Ok(ExitCode::FAILURE),
         Written::Gone => return Ok(ExitCode::SUCCESS),
     }
-    shown.tell(&mut ordered, end == End::Removed);
+    shown.tell(&ordered, end == End::Removed);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -82,10 +82,8 @@ struct Shown<'a> {
 impl Shown<'_> {
     /// Shows what is there.
     fn all(&mut self, ordered: &mut Ordered) -> Result<End> {
-        while let Some(held) =
-            ordered.next_event().with_context(|| format!("{}: cannot be read", self.dir.display()))?
-        {
-            self.event(&held, ordered);
+        while let Some(recorded) = ordered.next_event()? {
+            self.event(&recorded);
             if self.lines.bytes.len() >= WRITE_LEN
                 && let failed @ (Written::Gone | Written::Failed) = self.write()
             {
@@ -102,10 +100,10 @@ impl Shown<'_> {
     fn growth(&mut self, ordered: &mut Ordered, growth: &Growth) -> Result<End> {
         let shown = self.dir.display();
         loop {
-            let has_come = ordered.read_added().with_context(|| format!("{shown}: cannot be read"))?;
+            let has_come = ordered.read_added()?;
             let lag = if has_come { LAG } else { Duration::ZERO };
-            while let Some(held) = ordered.next_added(lag.as_nanos() as u64) {
-                self.event(&held, ordered);
+            while let Some(recorded) = ordered.next_added(lag.as_nanos() as u64) {
+                self.event(&recorded);
             }
             if let failed @ (Written::Gone | Written::Failed) = self.write() {
                 return Ok(End::Written(failed));
@@ -134,13 +132,11 @@ impl Shown<'_> {
         }
     }
 
-    fn event(&mut self, held: &Held, ordered: &mut Ordered) {
-        let recording = ordered.recording();
-        // It was one when it was put in order.
-        let Some(event) = recording.event(&held.line) else { return };
+    fn event(&mut self, recorded: &Recorded) {
+        let event = recorded.event();
         if self.scope.lets_through(&event) {
-            let payload = recording.read(&held.location, self.view.needed_bytes());
-            self.view.show(&event, &payload.bytes, payload.missing, Some(&held.line), &mut self.lines);
+            let payload = recorded.payload(self.view.needed_bytes());
+            self.view.show(&event, &payload.bytes, payload.missing, Some(recorded.line()), &mut self.lines);
         } else {
             self.view.hide(&event);
         }
@@ -156,12 +152,12 @@ impl Shown<'_> {
     }
 
     /// Says what is not there, and why nothing was shown.
-    fn tell(&self, ordered: &mut Ordered, is_removed: bool) {
+    fn tell(&self, ordered: &Ordered, is_removed: bool) {
         let shown = self.dir.display();
         let (late, has_ended, torn) = (ordered.late, ordered.has_ended, ordered.torn_len());
         let recording = ordered.recording();
-        if recording.unreadable > 0 {
-            notice(&format!("{shown}/events.jsonl: {} lines are no events and are left out", recording.unreadable));
+        if recording.unreadable() > 0 {
+            notice(&format!("{shown}/events.jsonl: {} lines are no events and are left out", recording.unreadable()));
         }
         if late > 0 {
             notice(&format!(

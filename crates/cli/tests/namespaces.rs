@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use harness::{SOCKTRACE, command, compile, outcome, skipped, socktrace};
-use socktrace_collect::event::Direction;
-use socktrace_collect::{Event, EventType, ProcessId, Recording};
+use socktrace_event::{Direction, Event, EventType, ProcessId, What};
+use socktrace_recording::Recording;
 
 /// A tree of processes, made at random of a seed by each way there is to make one, some in pid namespaces of their own.
 /// Each says what it is called to the socket at a path, and goes on when that answers; some of them from a thread.
@@ -134,11 +134,10 @@ fn listen(listener: UnixListener) -> thread::JoinHandle<Truth> {
 
 fn events(folder: &Path, mut each: impl FnMut(&Event<'_>, &[u8])) {
     let mut recording = Recording::open(folder).unwrap();
-    while let Some(line) = recording.next_line().unwrap() {
-        let event = recording.event(&line).unwrap();
-        let payload = recording.payload(&event, 100).bytes;
-        each(&event, &payload);
+    while let Some(recorded) = recording.next_event().unwrap() {
+        each(&recorded.event(), &recorded.payload(100).bytes);
     }
+    assert_eq!(recording.unreadable(), 0);
 }
 
 fn record_trees(test: &str, transport: &str) {
@@ -161,17 +160,17 @@ fn record_trees(test: &str, transport: &str) {
         assert_eq!((done.code, &*done.err), (Some(0), ""), "seed {seed}");
         let mut recorded = Truth::new();
         events(&kept, |event, payload| {
-            if matches!(event.kind, EventType::HostInit | EventType::HostShutdown) {
+            if matches!(event.kind(), EventType::HostInit | EventType::HostShutdown) {
                 return;
             }
             let Some(ProcessId::Here(here)) = event.process() else { panic!("seed {seed}: {event:?}") };
             let own = event.pid.unwrap();
             assert_eq!(event.host_pid.is_some(), here != own, "seed {seed}: {event:?}");
-            if event.kind == EventType::Data && event.direction == Some(Direction::Out) {
+            if event.kind() == EventType::Data && event.direction() == Direction::Out {
                 recorded.insert(String::from_utf8(payload.to_vec()).unwrap(), (here, own));
             }
-            if matches!(event.kind, EventType::Start | EventType::Fork) {
-                assert_eq!(event.comm.as_deref(), Some("tree"), "seed {seed}: {event:?}");
+            if let What::Start(begun) | What::Fork(begun) = &event.what {
+                assert_eq!(begun.comm.as_deref(), Some("tree"), "seed {seed}: {event:?}");
             }
         });
         assert_eq!(recorded, truth, "seed {seed}");

@@ -6,11 +6,8 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use gttr::Frame;
-
-use crate::event::{Event, EventType, Text};
-use crate::sender::Sender;
-use crate::sink::Sink;
+use gttr::{Frame, FrameType};
+use socktrace_event::{BadFrame, End, Event, Layer, Sink, Taken, Text, What};
 
 /// So many of a kind are reported one by one at first, and again when there were none for long.
 const BURST: u32 = 100;
@@ -37,20 +34,17 @@ struct Waiting {
     size: u64,
 }
 
-/// A [`Sink`] in front of another.
-pub(crate) struct BadFrames<'s> {
-    sink: &'s mut dyn Sink,
+/// In front of a sink.
+#[derive(Debug, Default)]
+pub(crate) struct BadFrames {
     kinds: Vec<Kind>,
     are_waiting: bool,
 }
 
-impl<'s> BadFrames<'s> {
-    pub(crate) fn new(sink: &'s mut dyn Sink) -> Self {
-        Self { sink, kinds: Vec::new(), are_waiting: false }
-    }
-
-    fn bad_frame(&mut self, event: &Event<'_>, payload: &[u8]) {
-        let error = event.error.as_deref().unwrap_or_default();
+impl BadFrames {
+    /// Whether one is to be reported now; else it is counted.
+    fn is_due(&mut self, bad: &BadFrame<'_>) -> bool {
+        let error = &*bad.error;
         let text: String = error.chars().filter(|c| !c.is_ascii_digit()).collect();
         let at = self.kinds.iter().position(|kind| kind.text == text).unwrap_or(self.kinds.len());
         if at == self.kinds.len() && at < MAX_KINDS {
@@ -58,17 +52,18 @@ impl<'s> BadFrames<'s> {
         }
         let kind = &mut self.kinds[at.min(MAX_KINDS - 1)];
         if kind.waiting.is_none() && kind.is_allowed() {
-            return self.sink.event(event, payload);
+            return true;
         }
         let new = || Waiting { error: error.to_owned(), events: 0, size: 0 };
         let waiting = kind.waiting.get_or_insert_with(new);
         waiting.events += 1;
-        waiting.size = waiting.size.saturating_add(event.size.unwrap_or(0));
+        waiting.size = waiting.size.saturating_add(bad.size);
         self.are_waiting = true;
+        false
     }
 
     /// Reports those that wait; all of them at the end, and before that as many as is allowed.
-    pub(crate) fn report(&mut self, is_end: bool) {
+    pub(crate) fn report<S: Sink + ?Sized>(&mut self, is_end: bool, to: &mut S) -> Taken<S::Error> {
         self.are_waiting = false;
         for kind in &mut self.kinds {
             if kind.waiting.is_none() {
@@ -77,12 +72,11 @@ impl<'s> BadFrames<'s> {
             if !kind.is_allowed() && !is_end {
                 self.are_waiting = true;
             } else if let Some(Waiting { error, events, size }) = kind.waiting.take() {
-                let error = Some(Text(Cow::Owned(error)));
-                let events = (events > 1).then_some(events);
-                let event = Event { error, events, size: Some(size), ..Event::now(EventType::BadFrame) };
-                self.sink.event(&event, b"");
+                let (error, events) = (Text(Cow::Owned(error)), (events > 1).then_some(events));
+                to.event(&Event::now(What::BadFrame(BadFrame { error, events, size })), b"")?;
             }
         }
+        Ok(())
     }
 }
 
@@ -99,64 +93,60 @@ impl Kind {
     }
 }
 
-impl Sink for BadFrames<'_> {
-    fn sender(&mut self, sender: Sender, channel: u64) {
-        self.sink.sender(sender, channel);
-    }
-
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        if event.kind == EventType::BadFrame { self.bad_frame(event, payload) } else { self.sink.event(event, payload) }
-    }
-
-    fn frame(&mut self, frame: &Frame<'_>) {
-        if matches!(frame.kind, gttr::FrameType::Other(_)) {
-            self.event(&Event::from_frame(frame), frame.payload);
-        } else {
-            self.sink.frame(frame);
+impl Layer for BadFrames {
+    fn event<S: Sink + ?Sized>(&mut self, event: &Event<'_>, payload: &[u8], to: &mut S) -> Taken<S::Error> {
+        match &event.what {
+            What::BadFrame(bad) if !self.is_due(bad) => Ok(()),
+            _ => to.event(event, payload),
         }
     }
 
-    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
-        self.sink.is_recorded(frame)
+    fn frame<S: Sink + ?Sized>(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>, to: &mut S) -> Taken<S::Error> {
+        match frame.kind {
+            FrameType::Other(_) => self.event(&Event::from_frame(frame), frame.payload, to),
+            _ => to.frame(frame, event),
+        }
     }
 
-    fn flush(&mut self) -> bool {
+    fn flush<S: Sink + ?Sized>(&mut self, to: &mut S) -> Result<bool, End<S::Error>> {
         if self.are_waiting {
-            self.report(false);
+            self.report(false, to)?;
         }
-        self.sink.flush()
+        to.flush()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     #[derive(Default)]
     struct Reported(Vec<(u64, u64)>);
 
     impl Sink for Reported {
-        fn event(&mut self, event: &Event<'_>, _: &[u8]) {
-            self.0.push((event.events.unwrap_or(1), event.size.unwrap_or(0)));
-        }
+        type Error = Infallible;
 
-        fn flush(&mut self) -> bool {
-            true
+        fn event(&mut self, event: &Event<'_>, _: &[u8]) -> Taken<Infallible> {
+            let What::BadFrame(bad) = &event.what else { return Ok(()) };
+            self.0.push((bad.events.unwrap_or(1), bad.size));
+            Ok(())
         }
     }
 
     #[test]
     fn all_are_counted_and_few_have_a_line() {
-        let mut reported = Reported::default();
-        let mut bad_frames = BadFrames::new(&mut reported);
+        let mut bad_frames = BadFrames::default().before(Reported::default());
         let (count, size) = (10_000, 3);
         for n in 0..count {
-            bad_frames.event(&Event::bad_frame(&format!("a payload of {n} bytes"), size), b"");
-            bad_frames.flush();
+            bad_frames.event(&Event::bad_frame(&format!("a payload of {n} bytes"), size), b"").unwrap();
+            bad_frames.flush().unwrap();
         }
         // Another kind is not affected.
-        bad_frames.event(&Event::bad_frame("the frame does not begin with GTTR", 1), b"");
-        bad_frames.report(true);
+        bad_frames.event(&Event::bad_frame("the frame does not begin with GTTR", 1), b"").unwrap();
+        bad_frames.layer.report(true, &mut bad_frames.sink).unwrap();
+        let reported = bad_frames.sink;
         assert!(reported.0.len() < 2 * BURST as usize + 2, "{}", reported.0.len());
         let total = reported.0.iter().fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
         assert_eq!(total, (count + 1, count * size as u64 + 1));

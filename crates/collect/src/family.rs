@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-use crate::process::Stat;
+use socktrace_event::Stat;
+
 use crate::sender::Sender;
 
 /// Parents that are looked at: more than a chain of processes has.

@@ -8,57 +8,58 @@ use std::sync::Arc;
 
 use gttr::{Frame, FrameType};
 use lru::LruCache;
-
-use crate::event::{Event, EventType, Text};
-use crate::sender::Sender;
-use crate::sink::Sink;
+use socktrace_event::{Event, Layer, Open, Sink, Taken, Text, What};
 
 /// Connections that are remembered for their other end to be found. Both ends are usually heard of within a moment; an
 /// agent that makes up connections costs no more memory than this many, whose names have a limit, too: some 30 MB.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("not 0");
 
-/// A [`Sink`] in front of another: adds `peer_conn_id` to open events.
-pub struct Joined<'s> {
-    sink: &'s mut dyn Sink,
+/// In front of a sink: adds `peer_conn_id` and `peer_comm` to open events.
+#[derive(Debug)]
+pub struct Joined {
     /// Connections by the inode number of their socket, and by that of the socket at their other end.
     own: LruCache<u64, Arc<str>>,
     peer: LruCache<u64, Arc<str>>,
 }
 
-impl std::fmt::Debug for Joined<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Joined").field("own", &self.own.len()).field("peer", &self.peer.len()).finish_non_exhaustive()
+impl Default for Joined {
+    fn default() -> Self {
+        Self { own: LruCache::new(REMEMBERED), peer: LruCache::new(REMEMBERED) }
     }
 }
 
-impl<'s> Joined<'s> {
-    /// In front of `sink`.
-    pub fn new(sink: &'s mut dyn Sink) -> Self {
-        Self { sink, own: LruCache::new(REMEMBERED), peer: LruCache::new(REMEMBERED) }
+impl Joined {
+    /// Hands an event on, one of a connection that opens with what is found of its other end.
+    fn join<R>(&mut self, event: &Event<'_>, hand_on: impl FnOnce(&Event<'_>) -> R) -> R {
+        let What::Open(open) = &event.what else { return hand_on(event) };
+        let (other, name) = (self.other_end(open), peer_name(open));
+        let peer_conn_id = other.as_deref().map(|other| Text(Cow::Borrowed(other)));
+        let peer_comm = name.as_deref().map(Text::escaped_name);
+        let what = What::Open(Open { peer_conn_id, peer_comm, ..open.clone() });
+        hand_on(&Event { what, ..event.clone() })
     }
 
     /// The other end of a connection that opens, if it was heard of.
-    fn other_end(&mut self, event: &Event<'_>) -> Option<Arc<str>> {
-        let conn_id: &str = event.conn_id.as_deref()?;
-        let named = event.peer_inode.and_then(|inode| self.own.get(&inode).cloned());
-        let found = named.or_else(|| event.inode.and_then(|inode| self.peer.get(&inode).cloned()));
+    fn other_end(&mut self, open: &Open<'_>) -> Option<Arc<str>> {
+        let named = open.peer_inode.and_then(|inode| self.own.get(&inode).cloned());
+        let found = named.or_else(|| open.inode.and_then(|inode| self.peer.get(&inode).cloned()));
         // At most some 800 bytes: longer ones are shortened when they are decoded.
-        let name: Arc<str> = conn_id.into();
-        if let Some(inode) = event.inode {
+        let name: Arc<str> = (*open.conn_id).into();
+        if let Some(inode) = open.inode {
             self.own.put(inode, Arc::clone(&name));
         }
-        if let Some(inode) = event.peer_inode {
+        if let Some(inode) = open.peer_inode {
             self.peer.put(inode, name);
         }
-        found.filter(|other| **other != *conn_id)
+        found.filter(|other| **other != *open.conn_id)
     }
 }
 
 /// The name of the process at the other end (proc_pid_comm(5)), which need not be that of its executable: Debian's redis-server
 /// is a link to another program. Only where the number that the traced process was told leads to the executable that it
 /// was told: it may be a number of another pid namespace.
-fn peer_name(event: &Event<'_>) -> Option<Vec<u8>> {
-    let (pid, exe) = (event.peer_pid?, event.peer_exe.as_deref().filter(|exe| !exe.is_empty())?);
+fn peer_name(open: &Open<'_>) -> Option<Vec<u8>> {
+    let (pid, exe) = (open.peer_pid?, open.peer_exe.as_deref().filter(|exe| !exe.is_empty())?);
     let found = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     if &*Text::escaped_name(found.as_os_str().as_bytes()) != exe {
         return None;
@@ -68,65 +69,48 @@ fn peer_name(event: &Event<'_>) -> Option<Vec<u8>> {
     Some(name)
 }
 
-impl Sink for Joined<'_> {
-    fn sender(&mut self, sender: Sender, channel: u64) {
-        self.sink.sender(sender, channel);
+impl Layer for Joined {
+    fn event<S: Sink + ?Sized>(&mut self, event: &Event<'_>, payload: &[u8], to: &mut S) -> Taken<S::Error> {
+        self.join(event, |event| to.event(event, payload))
     }
 
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        if event.kind != EventType::Open {
-            return self.sink.event(event, payload);
+    fn frame<S: Sink + ?Sized>(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>, to: &mut S) -> Taken<S::Error> {
+        match event {
+            Some(event) => self.join(event, |event| to.frame(frame, Some(event))),
+            None if frame.kind == FrameType::Open => {
+                self.join(&Event::from_frame(frame), |event| to.frame(frame, Some(event)))
+            }
+            None => to.frame(frame, None),
         }
-        let (other, name) = (self.other_end(event), peer_name(event));
-        let peer_conn_id = other.as_deref().map(|other| Text(Cow::Borrowed(other)));
-        let peer_comm = name.as_deref().map(Text::escaped_name);
-        self.sink.event(&Event { peer_conn_id, peer_comm, ..event.clone() }, payload);
-    }
-
-    fn frame(&mut self, frame: &Frame<'_>) {
-        self.sink.came(frame);
-        if frame.kind == FrameType::Open {
-            self.event(&Event::from_frame(frame), frame.payload);
-        } else {
-            self.sink.frame(frame);
-        }
-    }
-
-    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
-        self.sink.is_recorded(frame)
-    }
-
-    fn flush(&mut self) -> bool {
-        self.sink.flush()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     #[derive(Default)]
     struct Opened(Vec<(String, Option<String>)>);
 
     impl Sink for Opened {
-        fn event(&mut self, event: &Event<'_>, _: &[u8]) {
-            let text = |text: &Option<Text<'_>>| text.as_deref().map(str::to_owned);
-            self.0.push((text(&event.conn_id).unwrap_or_default(), text(&event.peer_conn_id)));
-        }
+        type Error = Infallible;
 
-        fn flush(&mut self) -> bool {
-            true
+        fn event(&mut self, event: &Event<'_>, _: &[u8]) -> Taken<Infallible> {
+            let What::Open(open) = &event.what else { return Ok(()) };
+            self.0.push((open.conn_id.to_string(), open.peer_conn_id.as_deref().map(str::to_owned)));
+            Ok(())
         }
     }
 
     fn open(conn_id: &'static str, inode: u64, peer_inode: Option<u64>) -> Event<'static> {
-        Event { conn_id: Some(conn_id.into()), inode: Some(inode), peer_inode, ..Event::now(EventType::Open) }
+        Event::now(What::Open(Open { conn_id: conn_id.into(), inode: Some(inode), peer_inode, ..Open::default() }))
     }
 
     #[test]
     fn whichever_end_comes_second_names_the_first() {
-        let mut opened = Opened::default();
-        let mut joined = Joined::new(&mut opened);
+        let mut joined = Joined::default().before(Opened::default());
         // An accepting end knows its peer; a connecting one that is not accepted yet may not.
         for event in [
             open("client", 1, None),
@@ -137,9 +121,9 @@ mod tests {
             // Reported again, after a server was restarted: not its own peer.
             open("alone", 9, Some(8)),
         ] {
-            joined.event(&event, b"");
+            joined.event(&event, b"").unwrap();
         }
-        let named: Vec<_> = opened.0.iter().map(|(id, peer)| (id.as_str(), peer.as_deref())).collect();
+        let named: Vec<_> = joined.sink.0.iter().map(|(id, peer)| (id.as_str(), peer.as_deref())).collect();
         assert_eq!(
             named,
             [

@@ -9,15 +9,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_to, connect, listen, socket_with,
 };
+use socktrace_event::{Origin, PathError};
 
-use crate::errno::explain_output;
 use crate::family::Family;
 use crate::sender::Sender;
 
@@ -66,13 +65,13 @@ impl fmt::Display for SockType {
 }
 
 impl FromStr for SockType {
-    type Err = anyhow::Error;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "dgram" => Ok(Self::Dgram),
             "stream" => Ok(Self::Stream),
-            _ => bail!("a socket type is dgram or stream, not {text}"),
+            _ => Err(format!("a socket type is dgram or stream, not {text}")),
         }
     }
 }
@@ -97,6 +96,11 @@ impl Bound {
         self.sock_type
     }
 
+    /// Where its events come from.
+    pub fn origin(&self) -> Origin<'_> {
+        Origin { path: &self.path, kind: self.sock_type.name() }
+    }
+
     /// The path it was bound to; `@` and a name, of an abstract address.
     pub fn path(&self) -> &Path {
         &self.path
@@ -110,7 +114,7 @@ impl Bound {
     /// # Errors
     ///
     /// chmod(2) has failed.
-    pub fn admit(&mut self, users: &[u32]) -> Result<()> {
+    pub fn admit(&mut self, users: &[u32]) -> Result<(), PathError> {
         self.admitted = users.to_vec();
         self.let_all_connect()
     }
@@ -122,15 +126,15 @@ impl Bound {
     /// # Errors
     ///
     /// chmod(2) has failed.
-    pub fn admit_family(&mut self, heads: &[u32]) -> Result<()> {
+    pub fn admit_family(&mut self, heads: &[u32]) -> Result<(), PathError> {
         self.family = Family::of(heads);
         self.let_all_connect()
     }
 
-    fn let_all_connect(&self) -> Result<()> {
+    fn let_all_connect(&self) -> Result<(), PathError> {
         if self.identity.is_some() {
             let mode = fs::Permissions::from_mode(ADMITTING_MODE);
-            fs::set_permissions(&self.path, mode).with_context(|| format!("{}: chmod(2)", self.path.display()))?;
+            fs::set_permissions(&self.path, mode).map_err(PathError::io(&self.path, "chmod(2)"))?;
         }
         Ok(())
     }
@@ -169,33 +173,33 @@ impl Drop for Bound {
 ///
 /// One line that names the path and what to do: too long, something else than a socket is there, another server
 /// serves it, no such folder, not permitted.
-pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound> {
+pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound, PathError> {
     let len = path.as_os_str().as_bytes().len();
     if len == 0 {
-        bail!("the socket path is empty: give the path that agents are to send to");
+        return Err(PathError::unsuitable(path, "the socket path is empty: give the path that agents are to send to"));
     }
     if len > MAX_PATH_LEN {
-        bail!(
-            "{}: a socket path has at most {MAX_PATH_LEN} bytes and this one has {len}: choose a shorter one",
-            path.display()
-        );
+        let why =
+            format!("a socket path has at most {MAX_PATH_LEN} bytes and this one has {len}: choose a shorter one");
+        return Err(PathError::unsuitable(path, why));
     }
-    let address = SocketAddrUnix::new(path).with_context(|| format!("{}: not a socket path", path.display()))?;
+    let address = SocketAddrUnix::new(path).map_err(PathError::io(path, "not a socket path"))?;
     remove_stale(path, &address, sock_type)?;
 
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, sock_type.to_kernel(), flags, None).context("socket(2)")?;
+    let socket = socket_with(AddressFamily::UNIX, sock_type.to_kernel(), flags, None)
+        .map_err(PathError::io(path, "socket(2)"))?;
     // Which process sends is the kernel's to say; connections that are accepted inherit it.
-    set_socket_passcred(&socket, true).context("SO_PASSCRED on the socket")?;
+    set_socket_passcred(&socket, true).map_err(PathError::io(path, "SO_PASSCRED on the socket"))?;
     // On Linux the socket file gets the mode that the socket itself has; unlike umask(2) this is not the process's.
-    rustix::fs::fchmod(&socket, SOCKET_MODE).context("fchmod(2) on the socket")?;
+    rustix::fs::fchmod(&socket, SOCKET_MODE).map_err(PathError::io(path, "fchmod(2) on the socket"))?;
     bind_to(&socket, &address).map_err(|e| explain(path, e))?;
-    let metadata = fs::symlink_metadata(path).with_context(|| format!("{}: gone again", path.display()))?;
+    let metadata = fs::symlink_metadata(path).map_err(PathError::io(path, "gone again"))?;
     let identity = Some((metadata.dev(), metadata.ino()));
     let bound =
         Bound { socket, sock_type, path: path.to_owned(), identity, admitted: Vec::new(), family: Family::default() };
     if sock_type == SockType::Stream {
-        listen(&bound.socket, BACKLOG).with_context(|| format!("{}: listen(2)", path.display()))?;
+        listen(&bound.socket, BACKLOG).map_err(PathError::io(path, "listen(2)"))?;
     }
     Ok(bound)
 }
@@ -206,14 +210,14 @@ pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound> {
 /// # Errors
 ///
 /// One line that has the name: it is in use, or too long.
-pub fn bind_abstract(name: &str) -> Result<Bound> {
+pub fn bind_abstract(name: &str) -> Result<Bound, PathError> {
     let path = PathBuf::from(format!("@{name}"));
-    let shown = path.display();
-    let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).with_context(|| format!("{shown}: too long"))?;
+    let failed = |doing| PathError::io(&path, doing);
+    let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(failed("too long"))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context("socket(2)")?;
-    bind_to(&socket, &address).with_context(|| format!("{shown}: cannot bind the socket"))?;
-    listen(&socket, BACKLOG).with_context(|| format!("{shown}: listen(2)"))?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed("socket(2)"))?;
+    bind_to(&socket, &address).map_err(failed("cannot bind the socket"))?;
+    listen(&socket, BACKLOG).map_err(failed("listen(2)"))?;
     Ok(Bound {
         socket,
         sock_type: SockType::Stream,
@@ -225,33 +229,32 @@ pub fn bind_abstract(name: &str) -> Result<Bound> {
 }
 
 /// Makes room for a new socket if a dead one is in its place, and refuses whatever else is there.
-fn remove_stale(path: &Path, address: &SocketAddrUnix, sock_type: SockType) -> Result<()> {
-    let shown = path.display();
+fn remove_stale(path: &Path, address: &SocketAddrUnix, sock_type: SockType) -> Result<(), PathError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(explain(path, Errno::from_io_error(&e).unwrap_or(Errno::IO))),
     };
     if !metadata.file_type().is_socket() {
-        bail!("{shown}: exists and is not a socket: remove it or choose another path");
+        return Err(PathError::unsuitable(path, "exists and is not a socket: remove it or choose another path"));
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let probe = socket_with(AddressFamily::UNIX, sock_type.to_kernel(), flags, None).context("socket(2)")?;
+    let probe = socket_with(AddressFamily::UNIX, sock_type.to_kernel(), flags, None)
+        .map_err(PathError::io(path, "socket(2)"))?;
     match connect(&probe, address) {
-        Err(Errno::CONNREFUSED) => {}
-        Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ACCESS) => bail!("{shown}: a socket of another user's: choose another path"),
+        Err(Errno::CONNREFUSED) => {
+            fs::remove_file(path).map_err(PathError::output(path, "a stale socket that cannot be removed"))
+        }
+        Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ACCESS) => Err(PathError::refused(path, "a socket of another user's: choose another path")),
         // Connected, or somebody is there with another type (EPROTOTYPE), a full queue (EAGAIN), another peer (EPERM).
-        _ => bail!("{shown}: already in use by another server: stop that one or choose another path"),
+        _ => Err(PathError::in_use(path, "already in use by another server: stop that one or choose another path")),
     }
-    fs::remove_file(path)
-        .map_err(|e| anyhow!("{shown}: a stale socket that cannot be removed: {}", explain_output(path, &e)))
 }
 
-fn explain(path: &Path, error: Errno) -> anyhow::Error {
-    let shown = path.display();
+fn explain(path: &Path, error: Errno) -> PathError {
     match error {
-        Errno::ADDRINUSE => anyhow!("{shown}: already in use: another server was started at the same moment"),
-        error => anyhow!("{shown}: cannot bind the socket: {}", explain_output(path, &error.into())),
+        Errno::ADDRINUSE => PathError::in_use(path, "already in use: another server was started at the same moment"),
+        error => PathError::output(path, "cannot bind the socket")(error),
     }
 }

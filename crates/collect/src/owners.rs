@@ -11,13 +11,10 @@ use std::hash::{BuildHasher, RandomState};
 
 use gttr::{Frame, FrameType};
 use rustix::time::{ClockId, clock_gettime};
+use socktrace_event::util::safe_filename;
+use socktrace_event::{Event, Layer, Limited, Sink, Stat, Taken, Text, What};
 
-use crate::event::{Event, EventType, Text};
-use crate::notice::Limited;
-use crate::process::Stat;
 use crate::sender::Sender;
-use crate::sink::Sink;
-use crate::util::safe_filename;
 
 /// Connections whose owner is remembered, some 100 bytes each. Beyond that the oldest of the user who has most is
 /// forgotten, and belongs to whoever names it next.
@@ -46,9 +43,9 @@ struct Known {
     judged: HashMap<(u64, Sender), bool>,
 }
 
-/// A [`Sink`] in front of another.
-pub struct Owners<'s> {
-    sink: &'s mut dyn Sink,
+/// In front of a sink: keeps apart what the sender of now says of others' connections.
+#[derive(Debug, Default)]
+pub struct Owners {
     known: Known,
     sender: Sender,
     channel: u64,
@@ -58,17 +55,13 @@ pub struct Owners<'s> {
     told: Limited,
 }
 
-impl std::fmt::Debug for Owners<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Owners").field("sender", &self.sender).finish_non_exhaustive()
-    }
-}
-
-impl<'s> Owners<'s> {
-    /// What the senders may not say goes to the sink as something of their own.
-    pub fn new(sink: &'s mut dyn Sink) -> Self {
-        let (known, sender, last) = (Known::default(), Sender::default(), Vec::new());
-        Self { sink, known, sender, channel: 0, last, last_is_theirs: false, told: Limited::default() }
+impl Owners {
+    /// Whose the frames are that come from now on, and by which ring or stream, counted from 1; 0: by datagrams.
+    pub fn sender(&mut self, sender: Sender, channel: u64) {
+        if (self.sender, self.channel) != (sender, channel) {
+            (self.sender, self.channel) = (sender, channel);
+            self.last.clear();
+        }
     }
 
     /// Whether the sender of now may speak of a connection; whoever is first to name it may.
@@ -88,19 +81,23 @@ impl<'s> Owners<'s> {
     }
 
     /// The frame's event, as one of a connection of its own.
-    fn apart(&mut self, frame: &Frame<'_>, conn_id: &[u8]) {
+    fn apart<'f>(&mut self, frame: &Frame<'f>, conn_id: &[u8]) -> Event<'f> {
         let Sender { uid, pid } = self.sender;
         let mut name = conn_id.to_vec();
         // Behind a byte that no connection's name has.
         name.extend_from_slice(format!("\0{uid}").as_bytes());
-        let name = safe_filename(&name);
+        let name = safe_filename(&name).into_owned();
         self.told.notice(|| {
             format!("process {pid} of user {uid} names a connection of another user's: what it says is kept apart, as {name}")
         });
         let mut event = Event::from_frame(frame);
-        event.file = (event.kind == EventType::Data).then(|| Text(name.clone()));
-        event.conn_id = Some(Text(name));
-        self.sink.event(&event, frame.payload);
+        match &mut event.what {
+            What::Data(data) => (data.conn_id, data.file) = (Text(name.clone().into()), Some(Text(name.into()))),
+            What::Open(open) => open.conn_id = Text(name.into()),
+            What::Close(close) => close.conn_id = Text(name.into()),
+            _ => {}
+        }
+        event
     }
 }
 
@@ -152,40 +149,22 @@ fn now() -> u64 {
     time.tv_sec.unsigned_abs() * ticks + time.tv_nsec.unsigned_abs() * ticks / 1_000_000_000
 }
 
-impl Sink for Owners<'_> {
-    fn sender(&mut self, sender: Sender, channel: u64) {
-        if (self.sender, self.channel) != (sender, channel) {
-            (self.sender, self.channel) = (sender, channel);
-            self.last.clear();
-        }
-        self.sink.sender(sender, channel);
-    }
-
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        self.sink.event(event, payload);
-    }
-
-    fn frame(&mut self, frame: &Frame<'_>) {
+impl Layer for Owners {
+    fn frame<S: Sink + ?Sized>(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>, to: &mut S) -> Taken<S::Error> {
         if matches!(frame.kind, FrameType::Data | FrameType::Open | FrameType::Close)
             && let Some(conn_id) = frame.conn_id()
             && !self.is_theirs(conn_id)
         {
-            return self.apart(frame, conn_id);
+            return to.event(&self.apart(frame, conn_id), frame.payload);
         }
-        self.sink.frame(frame);
-    }
-
-    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
-        self.sink.is_recorded(frame)
-    }
-
-    fn flush(&mut self) -> bool {
-        self.sink.flush()
+        to.frame(frame, event)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     /// Users that are neither root nor who runs the tests.
@@ -198,23 +177,21 @@ mod tests {
     struct Files(Vec<String>);
 
     impl Sink for Files {
-        fn event(&mut self, event: &Event<'_>, _: &[u8]) {
-            self.0.push(event.payload_file().unwrap_or_default().to_owned());
-        }
+        type Error = Infallible;
 
-        fn flush(&mut self) -> bool {
-            true
+        fn event(&mut self, event: &Event<'_>, _: &[u8]) -> Taken<Infallible> {
+            self.0.push(event.payload_file().unwrap_or_default().to_owned());
+            Ok(())
         }
     }
 
     fn files(said: &[(Sender, u64, &str)]) -> Vec<String> {
-        let mut files = Files::default();
-        let mut owners = Owners::new(&mut files);
+        let mut owners = Owners::default().before(Files::default());
         for (sender, channel, conn) in said {
-            owners.sender(*sender, *channel);
-            owners.frame(&Frame { conn: conn.as_bytes(), ..Frame::new(FrameType::Data, 1) });
+            owners.layer.sender(*sender, *channel);
+            owners.frame(&Frame { conn: conn.as_bytes(), ..Frame::new(FrameType::Data, 1) }, None).unwrap();
         }
-        files.0
+        owners.sink.0
     }
 
     fn process(uid: u32, pid: u32) -> Sender {
@@ -223,7 +200,7 @@ mod tests {
 
     #[test]
     fn another_users_frames_are_kept_apart() {
-        crate::silence_notices();
+        socktrace_event::silence_notices();
         let (alice, eve) = (process(ALICE, NO_PID), process(EVE, NO_PID + 1));
         let got =
             files(&[(alice, 1, "c"), (eve, 2, "c"), (alice, 1, "c"), (eve, 2, "d"), (alice, 3, "d"), (eve, 4, "c")]);
@@ -252,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_names_makes_nobody_elses_forgotten() {
-        crate::silence_notices();
+        socktrace_event::silence_notices();
         let mut known = Known::default();
         let (alice, eve) = (process(ALICE, NO_PID), process(EVE, NO_PID + 1));
         assert!(known.is_of(b"c", alice, 1));

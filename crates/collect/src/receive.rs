@@ -18,16 +18,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use socktrace_event::{Before, Event, Failed, Layer, Origin, Sink, Source, Stop, StopHandle, Taken};
 
 use crate::bad_frames::BadFrames;
 use crate::decode;
-use crate::event::{Event, EventType};
 use crate::join::Joined;
 use crate::listen::{Bound, SockType};
 use crate::owners::Owners;
 use crate::sender::Sender;
-use crate::sink::Sink;
-use crate::stop::{Stop, StopHandle};
 use handoff::{Arrived, Handoff};
 use rings::Rings;
 use senders::{Attributed, Senders};
@@ -46,7 +44,7 @@ const UNFINISHED_POLL: Duration = Duration::from_millis(1);
 const MAX_DRAIN: Duration = Duration::from_secs(2);
 
 /// Where bytes come from.
-trait Source: AsFd + Send {
+trait Socket: AsFd + Send {
     /// Takes some of what has arrived, without blocking on the socket, and returns how many things that was:
     /// datagrams, reads, agents that came or went. Zero: nothing is there.
     ///
@@ -63,67 +61,85 @@ trait Source: AsFd + Send {
 }
 
 /// Why receiving has ended, and whether all that agents had sent was received.
-struct End {
+struct Drained {
     reason: &'static str,
     complete: bool,
 }
 
-/// Receives from a socket until `stop` says so, then drains it, and returns the reason.
+/// Receives from a socket, and from the rings that are handed over there, until `stop` says so, then drains it.
 ///
-/// The drain ends when all that has arrived is taken, after at most 2 s. Events go to `sink`, on the caller's thread;
-/// it is flushed at the end, too.
-///
-/// # Errors
-///
-/// The socket, poll(2) or epoll(7) has failed.
-pub fn run(bound: &Bound, stop: &Stop, sink: &mut dyn Sink) -> io::Result<&'static str> {
-    let joined = &mut Joined::new(sink);
-    let owners = &mut Owners::new(joined);
-    let sink = &mut BadFrames::new(owners);
-    let mut source: Box<dyn Source + '_> = match bound.sock_type() {
-        SockType::Dgram => Box::new(dgram::Datagrams::new(bound.as_fd())),
-        SockType::Stream => Box::new(stream::Agents::new(bound)?),
-    };
-    let handoff = Handoff::default();
-    let mut streams = decode::Streams::default();
-    let end = thread::scope(|scope| {
-        let receiver = thread::Builder::new().name("receive".into()).spawn_scoped(scope, || {
-            let _closer = handoff.closer();
-            let reason = receive_until(stop, source.as_mut(), &handoff)?;
-            let complete = drain(source.as_mut(), &handoff)?;
-            Ok(End { reason, complete })
-        })?;
-        let release = Release { handoff: &handoff, stop: stop.handle() };
-        hand_on(&handoff, bound.sock_type(), &mut streams, sink);
-        drop(release);
-        receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    });
-    streams.finish(sink);
-    if matches!(end, Ok(End { complete: false, .. })) {
-        let reason = "the server had to stop before it had read all that agents had sent";
-        sink.event(&Event { reason: Some(reason.into()), ..Event::now(EventType::Lost) }, b"");
+/// The drain ends when all that has arrived is taken, after at most 2 s. Events go to the sink on the caller's thread.
+impl Source for &Bound {
+    /// The socket, poll(2) or epoll(7) has failed.
+    type Error = io::Error;
+
+    fn origin(&self) -> Origin<'_> {
+        Bound::origin(self)
     }
-    sink.report(true);
-    sink.flush();
-    end.map(|end| end.reason)
+
+    fn run<S: Sink + ?Sized>(self, stop: &Stop, sink: &mut S) -> Result<&'static str, Failed<io::Error, S::Error>> {
+        let mut socket: Box<dyn Socket + '_> = match self.sock_type() {
+            SockType::Dgram => Box::new(dgram::Datagrams::new(self.as_fd())),
+            SockType::Stream => Box::new(stream::Agents::new(self).map_err(Failed::Source)?),
+        };
+        let sink = &mut BadFrames::default().before(Joined::default().before(sink));
+        let handoff = Handoff::default();
+        let mut streams = decode::Streams::default();
+        let (end, taken) = thread::scope(|scope| {
+            let receiver = thread::Builder::new().name("receive".into()).spawn_scoped(scope, || {
+                let _closer = handoff.closer();
+                let reason = receive_until(stop, socket.as_mut(), &handoff)?;
+                let complete = drain(socket.as_mut(), &handoff)?;
+                Ok(Drained { reason, complete })
+            })?;
+            let mut release = Release { handoff: &handoff, stop: stop.handle(), is_done: false };
+            let taken = hand_on(&handoff, self.sock_type(), &mut streams, sink);
+            release.is_done = taken.is_ok();
+            drop(release);
+            Ok((receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), taken))
+        })
+        .map_err(Failed::Source)?;
+        match taken.and_then(|()| finish(&mut streams, &end, sink)) {
+            Ok(()) => end.map(|end| end.reason).map_err(Failed::Source),
+            Err(end) => end.reason(),
+        }
+    }
 }
 
-/// Lets the receiving thread end when the recording one panics, which would wait for it for ever.
+/// Reports what is left when nothing more will come.
+fn finish<S: Sink>(
+    streams: &mut decode::Streams,
+    end: &io::Result<Drained>,
+    sink: &mut Before<BadFrames, S>,
+) -> Taken<S::Error> {
+    streams.finish(sink)?;
+    if matches!(end, Ok(Drained { complete: false, .. })) {
+        let reason = "the server had to stop before it had read all that agents had sent";
+        sink.event(&Event::lost(reason), b"")?;
+    }
+    sink.layer.report(true, &mut sink.sink)?;
+    sink.flush()?;
+    Ok(())
+}
+
+/// Lets the receiving thread end when the recording one has failed, which would wait for it for ever.
 struct Release<'a> {
     handoff: &'a Handoff,
     stop: StopHandle,
+    /// Whether it has not.
+    is_done: bool,
 }
 
 impl Drop for Release<'_> {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if !self.is_done {
             self.handoff.abandon();
             self.stop.stop();
         }
     }
 }
 
-fn receive_until(stop: &Stop, source: &mut dyn Source, to: &Handoff) -> io::Result<&'static str> {
+fn receive_until(stop: &Stop, source: &mut dyn Socket, to: &Handoff) -> io::Result<&'static str> {
     loop {
         if let Some(reason) = stop.reason() {
             return Ok(reason);
@@ -137,7 +153,7 @@ fn receive_until(stop: &Stop, source: &mut dyn Source, to: &Handoff) -> io::Resu
 }
 
 /// Receives what has already arrived; returns whether that was all.
-fn drain(source: &mut dyn Source, to: &Handoff) -> io::Result<bool> {
+fn drain(source: &mut dyn Socket, to: &Handoff) -> io::Result<bool> {
     source.shut();
     let start = Instant::now();
     while source.receive(to)? > 0 {
@@ -149,13 +165,18 @@ fn drain(source: &mut dyn Source, to: &Handoff) -> io::Result<bool> {
 }
 
 /// Decodes what arrives and hands it on, until nothing more will come.
-fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, sink: &mut dyn Sink) {
+fn hand_on<S: Sink>(
+    from: &Handoff,
+    sock_type: SockType,
+    streams: &mut decode::Streams,
+    sink: &mut S,
+) -> Taken<S::Error> {
     // Since when something is held back, and whether the sink has said that it is stuck.
     let mut held_since: Option<Instant> = None;
     let mut stuck = false;
     let mut arrived = Arrived::default();
     let mut rings = Rings::default();
-    let mut senders = Senders::default();
+    let (mut senders, mut owners) = (Senders::default(), Owners::default());
     let mut is_last = false;
     while !is_last {
         let flush_in = match held_since {
@@ -168,25 +189,26 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
         for (part, bytes) in arrived.iter_mut() {
             let (sender, pid) = (part.sender.unwrap_or(Sender::UNKNOWN), part.sender.map(|sender| sender.pid));
             if let Some(fd) = part.fd.take() {
-                rings.add(&fd, part.from, sender, &Announcer::of(bytes, pid, &mut senders), sink);
+                rings.add(&fd, part.from, sender, &Announcer::of(bytes, pid, &mut senders), sink)?;
             }
-            sink.sender(sender, part.from);
-            let sink = &mut Attributed { sink, senders: &mut senders, sender: pid };
+            owners.sender(sender, part.from);
+            let attributed = Attributed { senders: &mut senders, owners: &mut owners, sender: pid };
+            let sink = &mut attributed.before(&mut *sink);
             match sock_type {
-                SockType::Dgram => decode::datagram(bytes, part.sent_len, sink),
+                SockType::Dgram => decode::datagram(bytes, part.sent_len, sink)?,
                 SockType::Stream if part.end => {
                     rings.agent_gone(part.from);
-                    streams.end(part.from, sink);
+                    streams.end(part.from, sink)?;
                 }
-                SockType::Stream => streams.feed(part.from, sender, bytes, sink),
+                SockType::Stream => streams.feed(part.from, sender, bytes, sink)?,
             }
         }
         // What cannot be written stays in the rings: their writers may wait for it.
         let start = Instant::now();
-        while !stuck && rings.take(sink) {
+        while !stuck && rings.take(&mut owners, sink)? {
             is_idle = false;
             if rings.is_pressing() {
-                stuck = !sink.flush();
+                stuck = !sink.flush()?;
                 held_since = None;
                 if !stuck {
                     rings.free();
@@ -199,7 +221,7 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
             }
         }
         if is_last {
-            drain_rings(&mut rings, &mut stuck, sink);
+            drain_rings(&mut rings, &mut stuck, &mut owners, sink)?;
         }
         let now = Instant::now();
         if !arrived.is_empty() {
@@ -207,32 +229,32 @@ fn hand_on(from: &Handoff, sock_type: SockType, streams: &mut decode::Streams, s
         }
         let overdue = held_since.is_some_and(|since| now - since >= MAX_FLUSH);
         if overdue || is_last || (is_idle && flush_in.is_some()) {
-            stuck = !sink.flush();
+            stuck = !sink.flush()?;
             held_since = None;
             if !stuck {
                 rings.free();
             }
         }
     }
-    rings.finish(sink);
+    rings.finish(sink)
 }
 
 /// Hands on what is in the rings by now; a thread that is at a frame has the time to finish it, or to be gone.
-fn drain_rings(rings: &mut Rings, stuck: &mut bool, sink: &mut dyn Sink) {
+fn drain_rings<S: Sink>(rings: &mut Rings, stuck: &mut bool, owners: &mut Owners, sink: &mut S) -> Taken<S::Error> {
     let (start, ends) = (Instant::now(), rings.ends());
     while !*stuck && start.elapsed() < MAX_DRAIN && !ends.iter().all(|end| rings.is_past(end)) {
-        if !rings.take(sink) {
+        if !rings.take(owners, sink)? {
             thread::sleep(UNFINISHED_POLL);
         }
         if rings.is_pressing() {
-            *stuck = !sink.flush();
+            *stuck = !sink.flush()?;
             if !*stuck {
                 rings.free();
             }
         }
     }
     // Whatever that takes and wherever it can be written: nobody else will.
-    rings.take_abandoned(sink);
+    rings.take_abandoned(owners, sink)
 }
 
 /// Waits until something has arrived, a stop is asked for, or the time is over.

@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
-use socktrace_collect::Event;
-use socktrace_collect::event::PassedFd;
-use socktrace_collect::printable::{name, sentence};
+use socktrace_event::printable::{name, sentence};
+use socktrace_event::{Data, Event, PassedFd, What};
 
 use crate::Captured;
 use crate::processes::Processes;
@@ -17,64 +16,70 @@ const MAX_FDS: usize = 253;
 /// `redis-cli[5353] thread 5353: send(fd 5)`, and whatever else the event has to say.
 pub fn of_event(event: &Event<'_>, processes: &Processes) -> String {
     let mut text = who(event, processes);
-    let call = event.call.as_deref().or(event.how.as_deref()).unwrap_or("?");
+    let call = event.how().unwrap_or("?");
     let _ = match event.fd {
         Some(fd) => write!(text, ": {call}(fd {fd})"),
         None => write!(text, ": {call}"),
     };
-    // More are in none that the kernel has passed, and of less all that is longer than a comment is cut off.
-    for PassedFd { fd, what } in event.fds.iter().flatten().take(MAX_FDS) {
-        let _ = match what.is_empty() {
-            true => write!(text, ", passed fd {fd}"),
-            false => write!(text, ", passed fd {fd} = {}", name(what)),
-        };
+    if let What::Data(data) = &event.what {
+        of_message(data, &mut text);
     }
-    if let Some(sender) = event.credentials {
-        let _ = write!(text, ", sender pid {} uid {} gid {}", sender.pid, sender.uid, sender.gid);
-    }
-    if let Some(security) = event.security.as_deref() {
-        let _ = write!(text, ", security context {}", name(security));
-    }
-    if let Some(pidfd) = event.pidfd {
-        let _ = write!(text, ", passed pidfd {pidfd}");
-    }
-    if let Some(flags) = event.flags.as_deref() {
-        let _ = write!(text, ", {flags}");
-    }
-    if let Some(truncated) = event.truncated.as_deref() {
-        let _ = match truncated {
-            "yes" => write!(text, ", truncated: the message was longer"),
-            _ => write!(text, ", the message may have been longer"),
-        };
-    }
-    if let (Some(entered), Some(ts)) = (event.entered_ns, event.ts_ns)
-        && entered < ts
+    if let Some(before) = event.entered_ns.and_then(|entered| event.time_ns().checked_sub(entered))
+        && before > 0
     {
-        let _ = write!(text, ", called {} ns before this time", ts - entered);
+        let _ = write!(text, ", called {before} ns before this time");
     }
-    if let Some(duration) = event.duration_ns {
+    if let What::Data(Data { duration_ns: Some(duration), .. }) = event.what {
         let _ = write!(text, ", took {duration} ns");
     }
     cut(&mut text);
     sentence(&text).into_owned()
 }
 
+/// What came or went with a message.
+fn of_message(data: &Data<'_>, text: &mut String) {
+    // More are in none that the kernel has passed, and of less all that is longer than a comment is cut off.
+    for PassedFd { fd, what } in data.fds.iter().take(MAX_FDS) {
+        let _ = match what.is_empty() {
+            true => write!(text, ", passed fd {fd}"),
+            false => write!(text, ", passed fd {fd} = {}", name(what)),
+        };
+    }
+    if let Some(sender) = data.credentials {
+        let _ = write!(text, ", sender pid {} uid {} gid {}", sender.pid, sender.uid, sender.gid);
+    }
+    if let Some(security) = data.security.as_deref() {
+        let _ = write!(text, ", security context {}", name(security));
+    }
+    if let Some(pidfd) = data.pidfd {
+        let _ = write!(text, ", passed pidfd {pidfd}");
+    }
+    if let Some(flags) = data.flags.as_deref() {
+        let _ = write!(text, ", {flags}");
+    }
+    if let Some(truncated) = data.truncated.as_deref() {
+        let _ = match truncated {
+            "yes" => write!(text, ", truncated: the message was longer"),
+            _ => write!(text, ", the message may have been longer"),
+        };
+    }
+}
+
 /// What is missing of a message's bytes, if anything.
-pub fn of_payload(event: &Event<'_>, payload: Captured<'_>) -> Option<String> {
-    let (size, there) = (event.size.unwrap_or(0), payload.bytes.len() as u64);
+pub fn of_payload(data: &Data<'_>, payload: Captured<'_>) -> Option<String> {
+    let (size, there) = (data.size, payload.bytes.len() as u64);
     if there < size {
         let why = payload.missing.unwrap_or("they are not there");
         return Some(format!("{} of {size} captured bytes are missing: {why}", size - there));
     }
-    of_capture(event)
+    of_capture(data)
 }
 
 /// How much of a message was not captured, if any.
-pub fn of_capture(event: &Event<'_>) -> Option<String> {
-    let size = event.size.unwrap_or(0);
-    let (total, parts) = (event.total.unwrap_or(size), event.parts.unwrap_or(1));
-    let is_cut = if parts > 1 { event.uncaptured.is_some_and(|bytes| bytes > 0) } else { size < total };
-    is_cut.then(|| match event.uncaptured.filter(|&bytes| bytes > 0) {
+pub fn of_capture(data: &Data<'_>) -> Option<String> {
+    let (size, total, uncaptured) = (data.size, data.moved(), data.uncaptured.filter(|&bytes| bytes > 0));
+    let is_cut = if data.is_split() { uncaptured.is_some() } else { size < total };
+    is_cut.then(|| match uncaptured {
         Some(bytes) => format!("{bytes} of {total} bytes were not captured"),
         None => format!("{size} of {total} bytes captured"),
     })
@@ -98,22 +103,23 @@ fn cut(text: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use socktrace_event::Begun;
+
     use super::*;
 
     #[test]
     fn everything_that_there_is_to_say() {
         let mut processes = Processes::default();
-        processes.note(&Event { pid: Some(7), exe: Some("/usr/bin/cat".into()), ..Event::default() });
-        let event = Event {
-            pid: Some(7),
-            tid: Some(8),
-            fd: Some(3),
+        let start = What::Start(Begun { exe: Some("/usr/bin/cat".into()), ..Begun::default() });
+        processes.note(&Event { pid: Some(7), what: start, ..Event::default() });
+        let what = What::Data(Data {
             call: Some("sendmsg".into()),
-            fds: Some(vec![PassedFd { fd: 5, what: "file:/etc/passwd".into() }, PassedFd::default()]),
+            fds: vec![PassedFd { fd: 5, what: "file:/etc/passwd".into() }, PassedFd::default()],
             flags: Some("MSG_EOR".into()),
             duration_ns: Some(900),
-            ..Event::default()
-        };
+            ..Data::default()
+        });
+        let event = Event { pid: Some(7), tid: Some(8), fd: Some(3), what, ..Event::default() };
         let expected =
             "cat[7] thread 8: sendmsg(fd 3), passed fd 5 = file:/etc/passwd, passed fd 0, MSG_EOR, took 900 ns";
         assert_eq!(of_event(&event, &processes), expected);
@@ -123,7 +129,8 @@ mod tests {
     fn a_comment_has_an_end() {
         let path = "ä".repeat(3000);
         let fds = vec![PassedFd { fd: 5, what: path.as_str().into() }; 9];
-        let text = of_event(&Event { fds: Some(fds), ..Event::default() }, &Processes::default());
+        let what = What::Data(Data { fds, ..Data::default() });
+        let text = of_event(&Event { what, ..Event::default() }, &Processes::default());
         assert!(text.len() <= MAX_LEN + '…'.len_utf8() && text.ends_with('…'));
     }
 }

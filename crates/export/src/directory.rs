@@ -1,12 +1,12 @@
 //! Reads a recorded directory and hands its events on in the order of time.
 
+use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use socktrace_collect::recording::Held;
-use socktrace_collect::{Event, Ordered, Recording};
+use socktrace_event::Event;
+use socktrace_recording::{Ordered, Recorded};
 
-use crate::decode::{Decode, SNIFFED_LEN};
+use crate::ports::{Ports, SNIFFED_LEN};
 use crate::survey::Survey;
 use crate::{Captured, Exporter};
 
@@ -42,9 +42,9 @@ pub struct Report {
 /// What is exported, and who wants to know.
 pub struct Options<'o> {
     /// Ports for paths.
-    pub decode: Decode,
-    /// Makes a filter, which is asked of each event in order whether it is let through; one for each reading.
-    pub filter: &'o mut dyn FnMut() -> Result<Filter>,
+    pub ports: Ports,
+    /// Two that are alike, one for each reading: asked of each event in order whether it is let through.
+    pub filters: [Filter<'o>; 2],
     /// Told of each event, also of those that are not let through.
     pub note: &'o mut dyn FnMut(&Event<'_>),
     /// Told now and then.
@@ -52,12 +52,24 @@ pub struct Options<'o> {
 }
 
 /// Says whether an event is let through.
-pub type Filter = Box<dyn FnMut(&Event<'_>) -> bool>;
+pub type Filter<'o> = Box<dyn FnMut(&Event<'_>) -> bool + 'o>;
 
 impl std::fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options").field("decode", &self.decode).finish_non_exhaustive()
+        f.debug_struct("Options").field("ports", &self.ports).finish_non_exhaustive()
     }
+}
+
+/// Why nothing, or not all, was exported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The recording is none, or cannot be read.
+    #[error(transparent)]
+    Recording(#[from] socktrace_event::PathError),
+    /// The output cannot be written.
+    #[error("the output cannot be written")]
+    Output(#[from] io::Error),
 }
 
 /// Exports a recorded directory, as far as it goes when this begins.
@@ -69,90 +81,51 @@ impl std::fmt::Debug for Options<'_> {
 /// # Errors
 ///
 /// One line: no recording, not readable, the output cannot be written.
-pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<'_>) -> Result<Report> {
-    let shown = || format!("{}: cannot be read", folder.display());
-    let (mut survey, end, torn) = make_survey(folder, options)?;
-    let mut ordered = Ordered::open(folder)?;
-    let mut filter = (options.filter)()?;
-    let mut report = Report::default();
-    // Both readings have the same end, unless it grows meanwhile.
-    while let Some(held) = ordered.next_event().with_context(shown)? {
+pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<'_>) -> Result<Report, Error> {
+    let Options { ports, filters: [first, second], note, progress } = options;
+    let (mut survey, mut lines) = (Survey::default(), 0_u64);
+    let mut tell = |done, end: u64| {
+        lines += 1;
+        if lines.is_multiple_of(PROGRESS_LINES) {
+            progress(Progress { done, total: 2 * end });
+        }
+    };
+    let mut ordered = Ordered::open_noting(folder, &mut |recording, event| {
+        tell(recording.at(), recording.end());
+        if first(event) {
+            survey.note(event, ports, || recording.beginning(event, SNIFFED_LEN));
+        }
+    })?;
+    let (mut report, end) = (Report::default(), ordered.recording().end());
+    while let Some(recorded) = ordered.next_event()? {
         report.events += 1;
-        tell(options, report.events, end + ordered.at().min(end), end);
-        hand_on(held, &mut ordered, exporter, (&mut survey, &mut *filter), options)?;
+        tell(end + ordered.recording().at().min(end), end);
+        let event = recorded.event();
+        note(&event);
+        if second(&event) {
+            hand_on(&recorded, &event, exporter, &mut survey)?;
+        }
     }
     (options.progress)(Progress { done: 2 * end, total: 2 * end });
-    report.has_ended = ordered.has_ended;
-    report.late = ordered.late;
-    report.left_out = survey.left_out();
     let recording = ordered.recording();
-    report.torn = torn;
-    if recording.events_len().is_ok_and(|len| len > recording.at() + report.torn as u64) {
-        // It has grown since.
-        report.has_ended = false;
-    }
-    report.unreadable = recording.unreadable;
-    exporter.finish().context("the output cannot be written")?;
+    (report.torn, report.late, report.left_out) = (ordered.torn_len(), ordered.late, survey.left_out());
+    // It may have grown since.
+    let has_grown = recording.events_len().is_ok_and(|len| len > recording.at() + report.torn as u64);
+    report.has_ended = ordered.has_ended && !has_grown;
+    report.unreadable = recording.unreadable();
+    exporter.finish()?;
     Ok(report)
 }
 
-fn hand_on(
-    held: Held,
-    ordered: &mut Ordered,
-    exporter: &mut dyn Exporter,
-    (survey, filter): (&mut Survey, &mut dyn FnMut(&Event<'_>) -> bool),
-    options: &mut Options<'_>,
-) -> Result<()> {
-    let recording = ordered.recording();
-    // It was one when it was read.
-    let Some(event) = recording.event(&held.line) else { return Ok(()) };
-    (options.note)(&event);
-    if !filter(&event) {
-        return Ok(());
-    }
-    let payload = recording.read(&held.location, exporter.needed_bytes());
-    let captured = Captured { bytes: &payload.bytes, missing: payload.missing };
-    let key = event.conn_id.as_deref().map(|conn_id| survey.key(conn_id));
+fn hand_on(recorded: &Recorded, event: &Event<'_>, exporter: &mut dyn Exporter, survey: &mut Survey) -> io::Result<()> {
+    let key = event.conn_id().map(|conn_id| survey.key(conn_id));
     if key.is_some_and(|key| !survey.knows(key)) {
         return Ok(());
     }
-    exporter.event(&event, captured, survey).context("the output cannot be written")?;
-    if let Some(key) = key
-        && survey.handed_on(key)
-    {
-        exporter.forget(&event, survey).context("the output cannot be written")?;
-    }
-    Ok(())
-}
-
-/// Reads a directory once and returns what it has, up to which byte of events.jsonl, and how many bytes of a line that has
-/// no end are behind that.
-fn make_survey(folder: &Path, options: &mut Options<'_>) -> Result<(Survey, u64, usize)> {
-    let mut recording = Recording::open(folder)?;
-    let mut filter = (options.filter)()?;
-    let (mut survey, mut at, mut lines) = (Survey::default(), 0, 0);
-    let end = recording.events_len().unwrap_or(0);
-    while let Some(line) = recording.next_line().with_context(|| format!("{}: cannot be read", folder.display()))? {
-        at += line.len() as u64 + 1;
-        lines += 1;
-        tell(options, lines, at, end.max(at));
-        let Some(event) = recording.event(&line) else {
-            recording.check_readable().with_context(|| format!("{}: cannot be read", folder.display()))?;
-            continue;
-        };
-        if filter(&event) {
-            survey.note(&event, &options.decode, || recording.beginning(&event, SNIFFED_LEN));
-        }
-        // What grows while it is read has no end.
-        if at >= end {
-            break;
-        }
-    }
-    Ok((survey, at, recording.torn_len()))
-}
-
-fn tell(options: &mut Options<'_>, lines: u64, done: u64, end: u64) {
-    if lines.is_multiple_of(PROGRESS_LINES) {
-        (options.progress)(Progress { done, total: 2 * end });
+    let payload = recorded.payload(exporter.needed_bytes());
+    exporter.event(event, Captured { bytes: &payload.bytes, missing: payload.missing }, survey)?;
+    match key {
+        Some(key) if survey.handed_on(key) => exporter.forget(event, survey),
+        _ => Ok(()),
     }
 }

@@ -3,14 +3,12 @@
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
-use socktrace_collect::Event;
-
-use crate::is_datagram;
+use socktrace_event::Open;
 
 /// Datagram sockets that are remembered for their other end to be found.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("not 0");
 
-/// Tells of an open event whether it is the other end of a connection that was opened before.
+/// Tells of a connection that opens whether it is the other end of a connection that was opened before.
 #[derive(Debug)]
 pub struct Pairs {
     /// Inode numbers of datagram sockets and of the one at the other end.
@@ -28,13 +26,13 @@ impl Pairs {
     ///
     /// The server has found it by the inode numbers (`peer_conn_id`). Of datagram sockets both must name each other: many
     /// may send to one.
-    pub fn other_end<'e>(&mut self, event: &'e Event<'_>) -> Option<&'e str> {
-        let other = event.peer_conn_id.as_deref();
-        if !is_datagram(event) {
+    pub fn other_end<'e>(&mut self, open: &'e Open<'_>) -> Option<&'e str> {
+        let other = open.peer_conn_id.as_deref();
+        if !open.is_datagram() {
             return other;
         }
-        let (conn_id, inodes) = (event.conn_id.as_deref()?, (event.inode, event.peer_inode));
-        self.datagrams.put(conn_id.into(), inodes);
+        let inodes = (open.inode, open.peer_inode);
+        self.datagrams.put((*open.conn_id).into(), inodes);
         let (their_inode, their_peer) = *self.datagrams.get(other?)?;
         let mutual = inodes.0.is_some() && inodes.0 == their_peer && inodes.1.is_some() && inodes.1 == their_inode;
         other.filter(|_| mutual)
@@ -45,10 +43,10 @@ impl Pairs {
 mod tests {
     use super::*;
 
-    fn open(id: &'static str, kind: &'static str, own: u64, peer: Option<u64>, other: &'static str) -> Event<'static> {
+    fn open(id: &'static str, kind: &'static str, own: u64, peer: Option<u64>, other: &'static str) -> Open<'static> {
         let peer_conn_id = (!other.is_empty()).then(|| other.into());
-        let (conn_id, socket_type) = (Some(id.into()), Some(kind.into()));
-        Event { conn_id, socket_type, inode: Some(own), peer_inode: peer, peer_conn_id, ..Event::default() }
+        let (conn_id, socket_type) = (id.into(), Some(kind.into()));
+        Open { conn_id, socket_type, inode: Some(own), peer_inode: peer, peer_conn_id, ..Open::default() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use socktrace_collect::{Event, EventType, ProcessId, printable, process_name};
+use socktrace_event::{Event, ProcessId, What, printable, process_name};
 
 /// So many processes have names; the others are numbers.
 const MAX_PROCESSES: usize = 1 << 20;
@@ -18,16 +18,16 @@ pub struct Processes {
 impl Processes {
     /// Learns from any event.
     pub fn note(&mut self, event: &Event<'_>) {
-        if let Some(process) = event.process()
-            && let Some(name) = process_name(event.comm.as_deref(), event.exe.as_deref())
-        {
-            self.set(process, name);
-        }
-        if let (EventType::Open, Some(process)) = (event.kind, event.peer_process())
-            && let Some(name) = process_name(event.peer_comm.as_deref(), event.peer_exe.as_deref())
-            // A traced process speaks for itself.
-            && !self.names.contains_key(&process)
-        {
+        let (process, name) = match &event.what {
+            What::Start(it) | What::Fork(it) => (event.process(), process_name(it.comm.as_deref(), it.exe.as_deref())),
+            What::Open(open) => {
+                // A traced process speaks for itself.
+                let peer = event.peer_process().filter(|process| !self.names.contains_key(process));
+                (peer, process_name(open.peer_comm.as_deref(), open.peer_exe.as_deref()))
+            }
+            _ => return,
+        };
+        if let (Some(process), Some(name)) = (process, name) {
             self.set(process, name);
         }
     }
@@ -56,17 +56,20 @@ impl Processes {
 
 #[cfg(test)]
 mod tests {
+    use socktrace_event::{Begun, Open};
+
     use super::*;
 
     #[test]
     fn names_are_those_of_the_right_process() {
         let mut processes = Processes::default();
-        let start = Event { kind: EventType::Start, pid: Some(1), ..Event::default() };
-        processes.note(&Event { exe: Some("/sbin/init".into()), ..start.clone() });
-        let exe = Some("/usr/bin/redis-check-rdb".into());
-        processes.note(&Event { host_pid: Some(70), exe, comm: Some("redis-server".into()), ..start });
-        let open = Event { kind: EventType::Open, pid: Some(3), host_pid: Some(72), ..Event::default() };
-        processes.note(&Event { peer_pid: Some(1), peer_exe: Some("/bin/server".into()), ..open });
+        let mut note =
+            |pid, host_pid, what| processes.note(&Event { pid: Some(pid), host_pid, what, ..Event::default() });
+        note(1, None, What::Start(Begun { exe: Some("/sbin/init".into()), ..Begun::default() }));
+        let (exe, comm) = (Some("/usr/bin/redis-check-rdb".into()), Some("redis-server".into()));
+        note(1, Some(70), What::Start(Begun { exe, comm, ppid: None }));
+        let peer = Open { peer_pid: Some(1), peer_exe: Some("/bin/server".into()), ..Open::default() };
+        note(3, Some(72), What::Open(peer));
         let labels = [ProcessId::Here(1), ProcessId::Here(70), ProcessId::Elsewhere(1)].map(|id| processes.label(id));
         assert_eq!(labels, ["init[1]", "redis-server[70]", "server[?]"]);
     }

@@ -1,6 +1,6 @@
 //! Where in its stream a message lies.
 
-use socktrace_collect::{Event, ProcessId};
+use socktrace_event::{Data, ProcessId};
 
 /// Calls of which more frames are to come: as many threads may be sending on one connection.
 const MAX_SPLIT_CALLS: usize = 16;
@@ -53,22 +53,20 @@ struct Split {
 impl Track {
     /// The place of a data event's bytes. `from_start` says that the connection has been recorded since its first byte,
     /// so that the process's count is the stream's.
-    pub fn place(&mut self, event: &Event<'_>, from_start: bool) -> Place {
-        let size = event.size.unwrap_or(0);
-        let total = event.total.unwrap_or(size).max(size);
-        let (part, parts) = (event.part.unwrap_or(0), event.parts.unwrap_or(1));
+    pub fn place(&mut self, process: Option<ProcessId>, data: &Data<'_>, from_start: bool) -> Place {
+        let (size, total, offset) = (data.size, data.moved().max(data.size), data.offset);
+        let (part, parts) = (data.part.unwrap_or(0), data.parts.unwrap_or(1));
         if parts <= 1 {
-            let at = self.begin(event, total, from_start);
+            let at = self.begin(process, offset, total, from_start);
             return Place { at, until: at.saturating_add(total) };
         }
-        let process = event.process();
-        let known = self.calls.iter().position(|call| (call.process, call.offset) == (process, event.offset));
+        let known = self.calls.iter().position(|call| (call.process, call.offset) == (process, offset));
         let index = known.unwrap_or_else(|| {
-            let at = self.begin(event, total, from_start);
+            let at = self.begin(process, offset, total, from_start);
             if self.calls.len() >= MAX_SPLIT_CALLS {
                 self.calls.remove(0);
             }
-            self.calls.push(Split { process, offset: event.offset, at, done: 0, next: 0, part_len: 0 });
+            self.calls.push(Split { process, offset, at, done: 0, next: 0, part_len: 0 });
             self.calls.len() - 1
         });
         let call = &mut self.calls[index];
@@ -92,35 +90,34 @@ impl Track {
     }
 
     /// Where a call's bytes begin.
-    fn begin(&mut self, event: &Event<'_>, total: u64, from_start: bool) -> u64 {
-        let at = self.find(event, total, from_start);
+    fn begin(&mut self, process: Option<ProcessId>, offset: Option<u64>, total: u64, from_start: bool) -> u64 {
+        // An agent that does not count is taken at its word.
+        let at = offset.map_or(self.end, |offset| self.find(process, offset, total, from_start));
         self.end = self.end.max(at.saturating_add(total));
         at
     }
 
-    fn find(&mut self, event: &Event<'_>, total: u64, from_start: bool) -> u64 {
-        // An agent that does not count is taken at its word.
-        let Some(offset) = event.offset else { return self.end };
+    fn find(&mut self, mover: Option<ProcessId>, offset: u64, total: u64, from_start: bool) -> u64 {
         match &mut self.movers {
             Movers::Nobody => {
                 let origin = if from_start { 0 } else { offset };
-                self.movers = Movers::One { process: event.process(), origin };
+                self.movers = Movers::One { process: mover, origin };
                 offset - origin
             }
             // Also of an event that arrives late: another thread's has overtaken it.
-            Movers::One { process, origin } if *process == event.process() => offset.saturating_sub(*origin),
+            Movers::One { process, origin } if *process == mover => offset.saturating_sub(*origin),
             Movers::One { process, origin } => {
                 let first = (*process, self.end.saturating_add(*origin));
-                self.movers = Movers::Many(vec![first, (event.process(), offset.saturating_add(total))]);
+                self.movers = Movers::Many(vec![first, (mover, offset.saturating_add(total))]);
                 self.end
             }
             Movers::Many(expected) => {
-                let known = expected.iter_mut().find(|(process, _)| *process == event.process());
+                let known = expected.iter_mut().find(|(process, _)| *process == mover);
                 let gap = known.as_ref().map_or(0, |(_, expected)| offset.saturating_sub(*expected));
                 let next = offset.saturating_add(total);
                 match known {
                     Some((_, expected)) => *expected = next.max(*expected),
-                    None => expected.push((event.process(), next)),
+                    None => expected.push((mover, next)),
                 }
                 self.end.saturating_add(gap)
             }
@@ -132,17 +129,21 @@ impl Track {
 mod tests {
     use super::*;
 
-    fn data(pid: u32, offset: u64, total: u64) -> Event<'static> {
-        Event { pid: Some(pid), offset: Some(offset), total: Some(total), size: Some(total), ..Event::default() }
+    type Moved = (Option<ProcessId>, Data<'static>);
+
+    fn data(pid: u32, offset: u64, total: u64) -> Moved {
+        let data = Data { offset: Some(offset), total: Some(total), size: total, ..Data::default() };
+        (Some(ProcessId::Here(pid)), data)
     }
 
-    fn part(part: u32, size: u64, total: u64) -> Event<'static> {
-        Event { size: Some(size), part: Some(part), parts: Some(4), ..data(1, 0, total) }
+    fn part(part: u32, size: u64, total: u64) -> Moved {
+        let (process, whole) = data(1, 0, total);
+        (process, Data { size, part: Some(part), parts: Some(4), ..whole })
     }
 
-    fn ats(events: &[Event<'_>], from_start: bool) -> Vec<u64> {
+    fn ats(events: &[Moved], from_start: bool) -> Vec<u64> {
         let mut track = Track::default();
-        events.iter().map(|event| track.place(event, from_start).at).collect()
+        events.iter().map(|(process, data)| track.place(*process, data, from_start).at).collect()
     }
 
     #[test]
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn events_without_offsets_follow_each_other() {
-        let plain = |size| Event { size: Some(size), ..Event::default() };
+        let plain = |size| (None, Data { size, ..Data::default() });
         assert_eq!(ats(&[plain(3), plain(4), plain(1)], true), [0, 3, 7]);
     }
 
@@ -173,16 +174,17 @@ mod tests {
     #[test]
     fn cut_captures_end_where_the_call_did() {
         let mut track = Track::default();
-        let cut = Event { size: Some(3), ..data(1, 0, 100) };
-        assert_eq!(track.place(&cut, true), Place { at: 0, until: 100 });
-        assert_eq!(track.place(&data(1, 100, 1), true), Place { at: 100, until: 101 });
+        let (process, whole) = data(1, 0, 100);
+        let cut = Data { size: 3, ..whole };
+        assert_eq!(track.place(process, &cut, true), Place { at: 0, until: 100 });
+        assert_eq!(track.place(process, &data(1, 100, 1).1, true), Place { at: 100, until: 101 });
     }
 
     #[test]
     fn parts_of_a_call() {
         let mut track = Track::default();
-        let mut place = |event: &Event<'_>| {
-            let place = track.place(event, true);
+        let mut place = |(process, data): &Moved| {
+            let place = track.place(*process, data, true);
             (place.at, place.until)
         };
         assert_eq!(place(&part(0, 10, 35)), (0, 10));

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use socktrace_collect::event::Direction;
-use socktrace_collect::{Event, EventType, ProcessId};
+use socktrace_event::{Direction, Event, ProcessId, What};
 
-use crate::decode::Decode;
 use crate::is_client;
 use crate::pairs::Pairs;
+use crate::ports::Ports;
 use crate::processes::Processes;
 
 /// A connection by its `conn_id`, in eight bytes: hashed with a key of our own, so that nobody can make two of them one.
@@ -83,10 +82,7 @@ pub struct Survey {
 
 /// Which element of a pair is a direction's: received, sent.
 pub const fn index(direction: Direction) -> usize {
-    match direction {
-        Direction::In => 0,
-        Direction::Out => 1,
-    }
+    matches!(direction, Direction::Out) as usize
 }
 
 impl Survey {
@@ -97,9 +93,9 @@ impl Survey {
 
     /// Learns from the next event. `sniff` reads the first bytes that were recorded of its connection and direction; it is
     /// asked at most twice a connection, and not if the path says enough.
-    pub fn note(&mut self, event: &Event<'_>, decode: &Decode, sniff: impl FnOnce() -> Vec<u8>) {
+    pub fn note(&mut self, event: &Event<'_>, ports: &Ports, sniff: impl FnOnce() -> Vec<u8>) {
         self.processes.note(event);
-        let Some(conn_id) = event.conn_id.as_deref() else { return };
+        let Some(conn_id) = event.conn_id() else { return };
         let key = self.key(conn_id);
         let is_new = !self.connections.contains_key(&key);
         if is_new && self.connections.len() >= MAX_CONNECTIONS {
@@ -113,20 +109,20 @@ impl Survey {
             seen.is_client = is_client(event);
         }
         if seen.port.is_none() {
-            seen.port = event.path.as_deref().and_then(|path| decode.by_path(path));
+            seen.port = event.path().and_then(|path| ports.by_path(path));
         }
-        match (event.kind, event.direction) {
-            (EventType::Data, Some(direction)) => {
-                let recorded = &mut seen.recorded[index(direction)];
+        match &event.what {
+            What::Data(data) if data.direction != Direction::None => {
+                let recorded = &mut seen.recorded[index(data.direction)];
                 let is_first = *recorded == 0;
-                *recorded = recorded.saturating_add(event.size.unwrap_or(0));
+                *recorded = recorded.saturating_add(data.size);
                 if is_first && *recorded > 0 && seen.port.is_none() {
-                    let from_client = (direction == Direction::Out) == seen.is_client;
-                    seen.port = Decode::by_bytes(&sniff(), from_client);
+                    let from_client = (data.direction == Direction::Out) == seen.is_client;
+                    seen.port = Ports::by_bytes(&sniff(), from_client);
                 }
             }
-            (EventType::Open, _) => {
-                let other = self.pairs.other_end(event).map(|other| self.keys.hash_one(other));
+            What::Open(open) => {
+                let other = self.pairs.other_end(open).map(|other| self.keys.hash_one(other));
                 if let Some(other) = other.filter(|&other| other != key) {
                     self.join(key, other);
                 }
@@ -193,21 +189,22 @@ impl Survey {
 
 #[cfg(test)]
 mod tests {
+    use socktrace_event::{Data, Open};
+
     use super::*;
 
     fn open(id: &'static str, how: &'static str, peer: Option<&'static str>) -> Event<'static> {
-        let (conn_id, how) = (Some(id.into()), Some(how.into()));
-        Event { kind: EventType::Open, conn_id, how, peer_conn_id: peer.map(Into::into), ..Event::default() }
+        let (conn_id, how, peer_conn_id) = (id.into(), how.into(), peer.map(Into::into));
+        Event::now(What::Open(Open { conn_id, how, peer_conn_id, ..Open::default() }))
     }
 
     fn data(id: &'static str, direction: Direction, size: u64) -> Event<'static> {
-        let (conn_id, direction) = (Some(id.into()), Some(direction));
-        Event { kind: EventType::Data, conn_id, direction, size: Some(size), ..Event::default() }
+        Event::now(What::Data(Data { conn_id: id.into(), direction, size, ..Data::default() }))
     }
 
     fn survey(events: &[Event<'_>]) -> Survey {
         let mut survey = Survey::default();
-        events.iter().for_each(|event| survey.note(event, &Decode::default(), Vec::new));
+        events.iter().for_each(|event| survey.note(event, &Ports::default(), Vec::new));
         survey
     }
 
@@ -265,8 +262,8 @@ mod tests {
     #[test]
     fn bytes_say_what_paths_do_not() {
         let mut survey = Survey::default();
-        survey.note(&open("c", "connect", None), &Decode::default(), || unreachable!());
-        survey.note(&data("c", Direction::Out, 9), &Decode::default(), || b"GET / HTTP/1.1".to_vec());
+        survey.note(&open("c", "connect", None), &Ports::default(), || unreachable!());
+        survey.note(&data("c", Direction::Out, 9), &Ports::default(), || b"GET / HTTP/1.1".to_vec());
         assert_eq!(survey.view(survey.key("c")).unwrap().port, Some(80));
     }
 }

@@ -51,7 +51,7 @@ macro_rules! extension_values {
     (@type u32 $l:lifetime) => { u32 };
     (@type u64 $l:lifetime) => { u64 };
     (@type text $l:lifetime) => { &$l [u8] };
-    (@type passed_fd $l:lifetime) => { PassedFd<$l> };
+    (@type passed_fd $l:lifetime) => { PassedFd<&$l [u8]> };
     (@type credentials $l:lifetime) => { Credentials };
     (@read text $v:ident) => { Some($v) };
     (@read passed_fd $v:ident) => { PassedFd::from_wire($v) };
@@ -147,16 +147,16 @@ extension_values! {
     Announcement = 41: u64,
 }
 
-/// A descriptor that was passed over a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PassedFd<'a> {
+/// A descriptor that was passed over a socket: with bytes as on the wire, or with text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassedFd<T> {
     /// Its number in the process whose event this is.
     pub fd: i32,
     /// What it leads to, `socket:/run/x.sock` say (docs/gttr.md, "Passed descriptors"); empty where that is not known.
-    pub what: &'a [u8],
+    pub what: T,
 }
 
-impl<'a> PassedFd<'a> {
+impl<'a> PassedFd<&'a [u8]> {
     fn from_wire(value: &'a [u8]) -> Option<Self> {
         let (fd, what) = value.split_first_chunk()?;
         Some(Self { fd: i32::from_le_bytes(*fd), what })

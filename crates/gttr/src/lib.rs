@@ -21,6 +21,7 @@
 //! let len = frame.encode(&mut bytes).unwrap();
 //! assert_eq!(gttr::decode_datagram(&bytes[..len]).unwrap(), frame);
 //! ```
+#![warn(missing_docs)]
 #![no_std]
 #![forbid(unsafe_code)]
 

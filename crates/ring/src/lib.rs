@@ -8,6 +8,7 @@
 //! the last one taken. Before it does, it makes sure that the last one's header says as much. So whatever thread ends
 //! in the middle of a record, the reader can tell how long the record was meant to be and whose it is.
 
+#![warn(missing_docs)]
 #![cfg_attr(not(test), no_std)]
 
 mod map;

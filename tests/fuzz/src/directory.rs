@@ -7,9 +7,10 @@ use std::io::sink;
 use std::os::unix::fs::symlink;
 
 use sha2::{Digest, Sha256};
-use socktrace_collect::{Contents, Event, EventType, Recorder, Recording, printable, silence_notices};
+use socktrace_event::{Event, EventType, Sink, printable, silence_notices};
 use socktrace_export::directory::{Filter, Options, export};
-use socktrace_export::{Decode, Exporter, Pcapng, Perfetto};
+use socktrace_export::{Exporter, Pcapng, Perfetto, Ports};
+use socktrace_recording::{Contents, Recorder, Recording};
 
 use crate::input::Input;
 use crate::sandbox::Sandbox;
@@ -45,18 +46,18 @@ pub(crate) fn run(bytes: &[u8]) {
     read(&sandbox);
     let lens = || NAMES.map(|name| fs::symlink_metadata(out.join(name)).map_or(0, |file| file.len()));
     let before = lens();
-    if let Ok(recorder) = Recorder::open(out, Contents::All) {
+    if let Ok(mut recorder) = Recorder::open(out, Contents::All) {
         assert!(lens().iter().zip(before).all(|(&len, before)| len <= before), "repair only cuts");
         if flags & 4 != 0 {
             // It is killed again.
             drop(recorder);
             drop(Recorder::open(out, Contents::All));
         } else {
-            recorder.finish("done");
+            recorder.finish("done").expect("it never fails");
             let events = fs::read(out.join("events.jsonl")).expect("it was written");
             let last = events.trim_ascii_end().rsplit(|&byte| byte == b'\n').next().expect("a line");
             let last: Event<'_> = serde_json::from_slice(last).expect("an event");
-            assert_eq!(last.kind, EventType::HostShutdown);
+            assert_eq!(last.kind(), EventType::HostShutdown);
             assert!(!out.join("events.journal").exists(), "nothing is left to be put right");
         }
     }
@@ -106,23 +107,25 @@ fn number(input: &mut Input<'_>) -> u64 {
 /// What `show` and `export` read.
 fn read(sandbox: &Sandbox) {
     let Ok(mut recording) = Recording::open(sandbox.out()) else { return };
-    while let Some(line) = recording.next_line().expect("a file in memory") {
-        let shown = printable::sentence(&String::from_utf8_lossy(&line)).into_owned();
+    let events = fs::read(sandbox.out().join("events.jsonl")).unwrap_or_default();
+    for line in events.split(|&byte| byte == b'\n') {
+        let shown = printable::sentence(&String::from_utf8_lossy(line)).into_owned();
         assert!(!shown.contains(char::is_control), "{shown}");
         let mut json = Vec::new();
-        printable::push_json(&mut json, &line);
+        printable::push_json(&mut json, line);
         assert!(!String::from_utf8_lossy(&json).contains(char::is_control));
-        let Some(event) = recording.event(&line) else { continue };
-        let beginning = recording.beginning(&event, SHOWN_LEN);
-        assert!(beginning.len() <= SHOWN_LEN && recording.payload(&event, SHOWN_LEN).bytes.len() <= SHOWN_LEN);
     }
-    let decode = Decode::new([]).expect("no rules");
-    let pcapng = Pcapng::new(sink(), decode.clone()).expect("it is not written");
+    while let Some(recorded) = recording.next_event().expect("a file in memory") {
+        let beginning = recording.beginning(&recorded.event(), SHOWN_LEN);
+        assert!(beginning.len() <= SHOWN_LEN && recorded.payload(SHOWN_LEN).bytes.len() <= SHOWN_LEN);
+    }
+    let ports = Ports::new([]).expect("no rules");
+    let pcapng = Pcapng::new(sink(), ports.clone()).expect("it is not written");
     let exporters: [Box<dyn Exporter>; 2] = [Box::new(pcapng), Box::new(Perfetto::new(sink()))];
     for mut exporter in exporters {
         let mut options = Options {
-            decode: decode.clone(),
-            filter: &mut || Ok(Box::new(|_: &Event<'_>| true) as Filter),
+            ports: ports.clone(),
+            filters: [(); 2].map(|()| Box::new(|_: &Event<'_>| true) as Filter<'_>),
             note: &mut |_| {},
             progress: &mut |_| {},
         };

@@ -5,9 +5,12 @@
 use std::collections::HashMap;
 
 use gttr::{Ext, Frame, unescape_path};
+use serde_json::Value;
 use socktrace_collect::join::Joined;
 use socktrace_collect::owners::Owners;
-use socktrace_collect::{Contents, Event, EventType, Recorder, Recording, Sender, Sink, decode, silence_notices};
+use socktrace_collect::{Sender, decode};
+use socktrace_event::{Before, Direction, End, Event, EventType, Layer, PathError, Sink, Taken, silence_notices};
+use socktrace_recording::{Contents, Recorder, Recording};
 
 use crate::input::Input;
 use crate::sandbox::Sandbox;
@@ -37,7 +40,7 @@ struct Given<'r> {
 
 impl Given<'_> {
     fn note(&mut self, event: &Event<'_>, payload: &[u8]) {
-        if event.kind == EventType::Data
+        if event.kind() == EventType::Data
             && let Some(name) = event.payload_file()
         {
             let owner = *self.owners.entry(name.to_owned()).or_insert(self.sender.uid);
@@ -52,56 +55,54 @@ impl Given<'_> {
 
 /// The event says what the frame said: numbers as they are, names so that their bytes can be told, the last of each.
 fn check_said(frame: &Frame<'_>, event: &Event<'_>) {
-    let mut expected = Event { kind: event.kind, ..Event::default() };
+    let line = serde_json::to_string(event).expect("events are JSON");
+    let said: Value = serde_json::from_str(&line).expect("JSON");
+    let mut numbers = HashMap::from(["errno", "times", "status", "sockets"].map(|name| (name, Value::Null)));
     for value in frame.ext.iter() {
-        let is_name_of = |name: &Option<socktrace_collect::event::Text<'_>>, bytes: &[u8]| {
-            name.as_deref().is_some_and(|name| unescape_path(name.as_bytes()).eq(bytes.iter().copied()))
+        let is_name_of = |name: &str, bytes: &[u8]| {
+            said[name].as_str().is_some_and(|name| unescape_path(name.as_bytes()).eq(bytes.iter().copied()))
         };
         let is_last =
             !frame.ext.iter().skip_while(|other| *other != value).skip(1).any(|other| other.tag() == value.tag());
         match value {
-            Ext::Errno(number) => expected.errno = Some(number.cast_signed()),
-            Ext::Times(times) => expected.times = Some(times),
-            Ext::Status(status) => expected.status = Some(status),
-            Ext::SocketsMade(sockets) => expected.sockets = Some(sockets),
-            Ext::Program(name) if is_last => assert!(is_name_of(&event.program, name)),
-            Ext::Exe(name) if is_last => assert!(is_name_of(&event.exe, name)),
-            Ext::Comm(name) if is_last => assert!(is_name_of(&event.comm, name)),
+            Ext::Errno(number) => _ = numbers.insert("errno", number.cast_signed().into()),
+            Ext::Times(times) => _ = numbers.insert("times", times.into()),
+            Ext::Status(status) => _ = numbers.insert("status", status.into()),
+            Ext::SocketsMade(sockets) => _ = numbers.insert("sockets", sockets.into()),
+            Ext::Program(name) if is_last => assert!(is_name_of("program", name)),
+            Ext::Exe(name) if is_last => assert!(is_name_of("exe", name)),
+            Ext::Comm(name) if is_last => assert!(is_name_of("comm", name)),
             _ => {}
         }
     }
-    let said = |event: &Event<'_>| (event.errno, event.times, event.status, event.sockets);
-    assert_eq!(said(event), said(&expected));
-    assert_eq!(event.error.is_some(), event.errno.is_some(), "an error has a number and a name");
-    let name_len = |name: &Option<socktrace_collect::event::Text<'_>>| name.as_deref().map_or(0, str::len);
-    assert!(name_len(&event.conn_id).max(name_len(&event.how)) <= 4 * gttr::MAX_CONN_ID_LEN);
-    let line_len = serde_json::to_string(event).expect("events are JSON").len();
+    numbers.iter().for_each(|(name, number)| assert_eq!(said[name], *number, "{name}"));
+    assert_eq!(said["error"].is_string(), said["errno"].is_number(), "an error has a number and a name");
+    let name_len = |name: &str| said[name].as_str().map_or(0, str::len);
+    assert!(name_len("conn_id").max(name_len("how")) <= 4 * gttr::MAX_CONN_ID_LEN);
+    let line_len = line.len();
     assert!(line_len <= MAX_ESCAPED * (frame.encoded_len() - frame.payload.len()) + MAX_REST, "{line_len}");
 }
 
 impl Sink for Given<'_> {
-    fn sender(&mut self, sender: Sender, channel: u64) {
-        self.sender = sender;
-        self.recorder.sender(sender, channel);
-    }
+    type Error = PathError;
 
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]) -> Taken<PathError> {
         self.note(event, payload);
-        self.recorder.event(event, payload);
+        self.recorder.event(event, payload)
     }
 
-    fn frame(&mut self, frame: &Frame<'_>) {
-        let event = Event::from_frame(frame);
-        if event.kind == EventType::BadFrame {
+    fn frame(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>) -> Taken<PathError> {
+        let made = Event::from_frame(frame);
+        if made.kind() == EventType::BadFrame {
             // It has the server's time, another at each look.
-            return self.event(&event, frame.payload);
+            return self.event(&made, frame.payload);
         }
-        check_said(frame, &event);
-        self.note(&event, frame.payload);
-        self.recorder.frame(frame);
+        check_said(frame, &made);
+        self.note(event.unwrap_or(&made), frame.payload);
+        self.recorder.frame(frame, event)
     }
 
-    fn flush(&mut self) -> bool {
+    fn flush(&mut self) -> Result<bool, End<PathError>> {
         self.recorder.flush()
     }
 }
@@ -117,22 +118,25 @@ pub(crate) fn run(bytes: &[u8]) {
     };
     let mut recorder = Recorder::open(sandbox.out(), contents).expect("an empty directory");
     let (sender, owners) = (Sender::default(), HashMap::new());
-    let mut given = Given { recorder: &mut recorder, events: Vec::new(), sender, owners };
-    let mut joined = Joined::new(&mut given);
-    let mut owned = Owners::new(&mut joined);
-    owned.sender(STRANGERS[0], 0);
+    let given = Given { recorder: &mut recorder, events: Vec::new(), sender, owners };
+    let mut owned = Owners::default().before(Joined::default().before(given));
+    let is_from = |owned: &mut Before<Owners, Before<Joined, Given<'_>>>, sender| {
+        owned.layer.sender(sender, 0);
+        owned.sink.sink.sender = sender;
+    };
+    is_from(&mut owned, STRANGERS[0]);
     while !input.is_empty() {
         match input.u16() {
-            PAUSE => assert!(owned.flush(), "there is room"),
-            SENDER => owned.sender(STRANGERS[usize::from(input.u8()) % STRANGERS.len()], 0),
+            PAUSE => assert!(owned.flush().expect("it takes everything"), "there is room"),
+            SENDER => is_from(&mut owned, STRANGERS[usize::from(input.u8()) % STRANGERS.len()]),
             len => {
                 let datagram = input.bytes(len.into());
-                decode::datagram(datagram, len.into(), &mut owned);
+                decode::datagram(datagram, len.into(), &mut owned).expect("it takes everything");
             }
         }
     }
-    let events = given.events;
-    recorder.finish("done");
+    let events = owned.sink.sink.events;
+    recorder.finish("done").expect("it takes everything");
     sandbox.check();
     if contents != Contents::NoEvents {
         check(&sandbox, contents, &events);
@@ -143,15 +147,15 @@ pub(crate) fn run(bytes: &[u8]) {
 fn check(sandbox: &Sandbox, contents: Contents, events: &[(String, Vec<u8>)]) {
     let mut recording = Recording::open(sandbox.out()).expect("what was recorded");
     for (given, payload) in events {
-        let line = recording.next_line().expect("it can be read").expect("a line for each event");
-        assert_eq!(String::from_utf8_lossy(&line), *given);
-        let event = recording.event(&line).expect("an event");
-        if event.kind == EventType::Data && event.direction.is_some() && contents == Contents::All {
-            let read = recording.payload(&event, usize::MAX);
+        let recorded = recording.next_event().expect("it can be read").expect("a line for each event");
+        assert_eq!(String::from_utf8_lossy(recorded.line()), *given);
+        let event = recorded.event();
+        if event.kind() == EventType::Data && event.direction() != Direction::None && contents == Contents::All {
+            let read = recorded.payload(usize::MAX);
             assert_eq!((read.missing, &read.bytes), (None, payload), "{given}");
         }
     }
-    let last = recording.next_line().expect("it can be read").expect("the end");
-    assert_eq!(recording.event(&last).expect("an event").kind, EventType::HostShutdown);
-    assert_eq!(recording.next_line().expect("it can be read"), None);
+    let last = recording.next_event().expect("it can be read").expect("the end");
+    assert_eq!(last.event().kind(), EventType::HostShutdown);
+    assert!(recording.next_event().expect("it can be read").is_none() && recording.unreadable() == 0);
 }

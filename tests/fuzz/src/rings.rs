@@ -2,9 +2,13 @@
 //!
 //! An input is two rings' images with their lengths before them, and a script.
 
+use std::convert::Infallible;
+
+use socktrace_collect::Sender;
+use socktrace_collect::owners::Owners;
 use socktrace_collect::receive::rings::Rings;
 use socktrace_collect::receive::writers::Announcer;
-use socktrace_collect::{Event, Sender, Sink};
+use socktrace_event::{Event, Sink, Taken};
 use socktrace_ring::{HEADER_LEN, MIN_RING_LEN};
 
 use crate::input::Input;
@@ -37,13 +41,12 @@ impl Writers<'_> {
 }
 
 impl Sink for Writers<'_> {
-    fn event(&mut self, _: &Event<'_>, payload: &[u8]) {
+    type Error = Infallible;
+
+    fn event(&mut self, _: &Event<'_>, payload: &[u8]) -> Taken<Infallible> {
         assert!(payload.len() <= MIN_RING_LEN);
         self.heard();
-    }
-
-    fn flush(&mut self) -> bool {
-        true
+        Ok(())
     }
 }
 
@@ -51,7 +54,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let hostile = std::array::from_fn(|_| Hostile::new(&mut input));
     let mut writers = Writers { hostile, input, events: 0 };
-    let mut rings = Rings::default();
+    let (mut rings, mut owners) = (Rings::default(), Owners::default());
     for (agent, which) in [(1, 0), (2, 1)] {
         announce(&mut rings, &mut writers, agent, which);
     }
@@ -59,7 +62,7 @@ pub(crate) fn run(bytes: &[u8]) {
         writers.events = 0;
         match writers.input.u8() % 8 {
             0 => {
-                rings.take(&mut writers);
+                rings.take(&mut owners, &mut writers).expect("it takes everything");
             }
             1 => rings.free(),
             2 => rings.agent_gone(u64::from(writers.input.u8() % 4)),
@@ -75,14 +78,14 @@ pub(crate) fn run(bytes: &[u8]) {
         }
     }
     writers.events = 0;
-    rings.take(&mut writers);
+    rings.take(&mut owners, &mut writers).expect("it takes everything");
     rings.free();
-    rings.finish(&mut writers);
+    rings.finish(&mut writers).expect("it takes everything");
 }
 
 fn announce(rings: &mut Rings, writers: &mut Writers<'_>, agent: u64, which: usize) {
     let fd = writers.hostile[which].fd().try_clone().expect("a descriptor");
     // Several users, each with several processes, between whom what there is of rings is shared.
     let sender = Sender { pid: agent as u32, uid: 70_000 + (agent % 2) as u32 };
-    rings.add(&fd, agent, sender, &Announcer::default(), writers);
+    rings.add(&fd, agent, sender, &Announcer::default(), writers).expect("it takes everything");
 }

@@ -2,9 +2,11 @@
 //!
 //! An input is four lengths, of which each read in turn has one, and the stream.
 
+use std::convert::Infallible;
+
 use gttr::FrameType;
 use socktrace_collect::decode::Stream;
-use socktrace_collect::{Event, EventType, Sink};
+use socktrace_event::{Event, EventType, Sink, Taken, What};
 
 use crate::input::Input;
 
@@ -17,36 +19,35 @@ struct Heard {
 }
 
 impl Sink for Heard {
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        if event.kind == EventType::BadFrame {
-            self.len += usize::try_from(event.size.unwrap_or(0)).expect("no more than was read");
+    type Error = Infallible;
+
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]) -> Taken<Infallible> {
+        if let What::BadFrame(bad) = &event.what {
+            self.len += usize::try_from(bad.size).expect("no more than was read");
         }
         // When the server heard of it is not what it says.
         let event = Event { ts_ms: 0, ..event.clone() };
         self.events.push((serde_json::to_string(&event).expect("events are JSON"), payload.to_vec()));
+        Ok(())
     }
 
-    fn frame(&mut self, frame: &gttr::Frame<'_>) {
+    fn frame(&mut self, frame: &gttr::Frame<'_>, _: Option<&Event<'_>>) -> Taken<Infallible> {
         assert_ne!(frame.kind, FrameType::Ring, "what is about a ring is not an event");
         let event = Event::from_frame(frame);
-        let is_named = event.kind != EventType::BadFrame;
+        let is_named = event.kind() != EventType::BadFrame;
         assert_eq!(is_named, !matches!(frame.kind, FrameType::Other(_)), "{:?}", frame.kind);
         // Of one whose type has no name, the event says the length itself.
-        self.len += if event.kind == EventType::BadFrame { 0 } else { frame.encoded_len() };
-        self.event(&event, frame.payload);
-    }
-
-    fn flush(&mut self) -> bool {
-        true
+        self.len += if event.kind() == EventType::BadFrame { 0 } else { frame.encoded_len() };
+        self.event(&event, frame.payload)
     }
 }
 
 fn hear<'s>(chunks: impl Iterator<Item = &'s [u8]>) -> Heard {
     let (mut stream, mut heard) = (Stream::default(), Heard::default());
     for chunk in chunks {
-        stream.feed(chunk, &mut heard);
+        stream.feed(chunk, &mut heard).expect("it takes everything");
     }
-    stream.finish(&mut heard);
+    stream.finish(&mut heard).expect("it takes everything");
     assert_eq!(stream.held(), 0);
     heard
 }

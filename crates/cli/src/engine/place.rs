@@ -23,7 +23,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
-use socktrace_collect::{Bound, SockType, errno, listen};
+use socktrace_collect::{Bound, SockType, listen};
+use socktrace_event::errno;
 
 use super::preload;
 
@@ -136,7 +137,7 @@ impl Place {
     /// One line that has the address.
     pub fn bind_abstract(&self) -> Result<Bound> {
         let random = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
-        listen::bind_abstract(&format!("socktrace-{}-{}", std::process::id(), random.trim()))
+        Ok(listen::bind_abstract(&format!("socktrace-{}-{}", std::process::id(), random.trim()))?)
     }
 
     /// Makes a file, which nobody else can write to at any moment.
@@ -387,7 +388,7 @@ mod tests {
 
     fn private() -> tempfile::TempDir {
         let target = Path::new(env!("CARGO_MANIFEST_DIR"));
-        tempfile::tempdir_in(target.join("../../../target")).unwrap()
+        tempfile::tempdir_in(target.join("../../target")).unwrap()
     }
 
     fn fd(path: &Path) -> OwnedFd {

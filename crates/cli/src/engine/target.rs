@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
-use socktrace_collect::errno;
+use socktrace_event::errno;
 
 use super::seccomp;
 use crate::program;

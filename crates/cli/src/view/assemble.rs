@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 
-use socktrace_collect::event::Direction;
-use socktrace_collect::{Event, EventType, ProcessId};
-
-use super::clock::time_of;
+use socktrace_event::{Data, Direction, Event, ProcessId};
 
 /// So much of one message is kept until its last part is there, in bytes; beyond that it is shown in pieces.
 const MAX_KEPT: usize = 16 << 20;
@@ -23,7 +20,7 @@ pub struct Message {
     pub process: Option<ProcessId>,
     pub conn_id: String,
     pub path: String,
-    pub direction: Option<Direction>,
+    pub direction: Direction,
     /// The captured bytes, as far as they are at hand.
     pub bytes: Vec<u8>,
     /// How many were captured.
@@ -36,7 +33,7 @@ pub struct Message {
     pub details: String,
 }
 
-type Key = (String, Option<Direction>, Option<ProcessId>, Option<u32>);
+type Key = (String, Direction, Option<ProcessId>, Option<u32>);
 
 /// Messages of which parts are missing.
 #[derive(Debug, Default)]
@@ -48,15 +45,18 @@ pub struct Assembler {
 
 impl Assembler {
     /// Takes a data event, and returns the messages that are to be shown now.
-    pub fn take(&mut self, event: &Event<'_>, bytes: &[u8], missing: Option<&'static str>) -> Vec<Message> {
-        debug_assert_eq!(event.kind, EventType::Data);
-        let parts = event.parts.unwrap_or(1);
-        if parts <= 1 {
-            return vec![message(event, bytes, missing)];
+    pub fn take(
+        &mut self,
+        event: &Event<'_>,
+        data: &Data<'_>,
+        bytes: &[u8],
+        missing: Option<&'static str>,
+    ) -> Vec<Message> {
+        if !data.is_split() {
+            return vec![message(event, data, bytes, missing)];
         }
-        let part = event.part.unwrap_or(0);
-        let conn_id = event.conn_id.as_deref().unwrap_or_default().to_owned();
-        let key: Key = (conn_id, event.direction, event.process(), event.tid);
+        let (part, parts) = (data.part.unwrap_or(0), data.parts.unwrap_or(1));
+        let key: Key = (data.conn_id.to_string(), data.direction, event.process(), event.tid);
         let mut done = Vec::new();
         let begun = self.pending.remove(&key);
         self.kept -= begun.as_ref().map_or(0, |(_, begun)| begun.bytes.len());
@@ -66,13 +66,19 @@ impl Assembler {
                 if begun.bytes.len() as u64 == begun.size {
                     begun.bytes.extend_from_slice(bytes);
                 }
-                begun.size = begun.size.saturating_add(event.size.unwrap_or(0));
+                begun.size = begun.size.saturating_add(data.size);
                 begun.missing = begun.missing.or(missing);
                 self.keep_or_finish(key, part.saturating_add(1), parts, begun, &mut done);
             }
             begun => {
                 done.extend(begun.map(|(_, begun)| begun));
-                self.keep_or_finish(key, part.saturating_add(1), parts, message(event, bytes, missing), &mut done);
+                self.keep_or_finish(
+                    key,
+                    part.saturating_add(1),
+                    parts,
+                    message(event, data, bytes, missing),
+                    &mut done,
+                );
             }
         }
         done
@@ -97,42 +103,42 @@ impl Assembler {
     }
 }
 
-fn message(event: &Event<'_>, bytes: &[u8], missing: Option<&'static str>) -> Message {
-    let size = event.size.unwrap_or(0);
+fn message(event: &Event<'_>, data: &Data<'_>, bytes: &[u8], missing: Option<&'static str>) -> Message {
     Message {
-        ns: time_of(event),
+        ns: event.time_ns(),
         process: event.process(),
-        conn_id: event.conn_id.as_deref().unwrap_or_default().to_owned(),
-        path: event.path.as_deref().unwrap_or_default().to_owned(),
-        direction: event.direction,
+        conn_id: data.conn_id.to_string(),
+        path: data.path.to_string(),
+        direction: data.direction,
         bytes: bytes.to_owned(),
-        size,
-        total: event.total.unwrap_or(size).max(size),
+        size: data.size,
+        total: data.moved().max(data.size),
         missing,
-        details: details(event),
+        details: details(data),
     }
 }
 
-fn details(event: &Event<'_>) -> String {
-    let mut all: Vec<String> = event.flags.iter().map(|flags| flags.to_string()).collect();
-    if event.truncated.as_deref() == Some("yes") {
+fn details(data: &Data<'_>) -> String {
+    let mut all: Vec<String> = data.flags.iter().map(|flags| flags.to_string()).collect();
+    if data.truncated.as_deref() == Some("yes") {
         all.push("truncated".into());
     }
-    if let Some(bytes) = event.uncaptured {
+    if let Some(bytes) = data.uncaptured {
         all.push(format!("{bytes} bytes not captured"));
     }
-    if let Some(fds) = &event.fds {
+    let fds = &data.fds;
+    if !fds.is_empty() {
         let shown = fds.iter().take(MAX_FDS).map(|fd| format!("{} {}", fd.fd, &*fd.what).trim_end().to_owned());
         let more = if fds.len() > MAX_FDS { format!(", … {} more", fds.len() - MAX_FDS) } else { String::new() };
         all.push(format!("fds {}{more}", shown.collect::<Vec<_>>().join(", ")));
     }
-    if let Some(sender) = &event.credentials {
+    if let Some(sender) = &data.credentials {
         all.push(format!("from pid {}, uid {}, gid {}", sender.pid, sender.uid, sender.gid));
     }
-    if let Some(pidfd) = event.pidfd {
+    if let Some(pidfd) = data.pidfd {
         all.push(format!("pidfd {pidfd}"));
     }
-    if let Some(context) = &event.security {
+    if let Some(context) = &data.security {
         all.push(format!("security {}", &**context));
     }
     all.join("; ")
@@ -142,26 +148,27 @@ fn details(event: &Event<'_>) -> String {
 mod tests {
     use super::*;
 
-    fn part(number: u32, of: u32, size: u64) -> Event<'static> {
-        Event {
-            kind: EventType::Data,
-            conn_id: Some("c".into()),
-            pid: Some(1),
-            direction: Some(Direction::Out),
-            size: Some(size),
-            total: Some(6),
-            part: (of > 1).then_some(number),
-            parts: (of > 1).then_some(of),
-            ..Event::default()
+    impl Assembler {
+        fn part(&mut self, number: u32, of: u32, bytes: &[u8]) -> Vec<Message> {
+            let data = Data {
+                conn_id: "c".into(),
+                direction: Direction::Out,
+                size: bytes.len() as u64,
+                total: Some(6),
+                part: (of > 1).then_some(number),
+                parts: (of > 1).then_some(of),
+                ..Data::default()
+            };
+            self.take(&Event { pid: Some(1), ..Event::default() }, &data, bytes, None)
         }
     }
 
     #[test]
     fn parts_become_one() {
         let mut assembler = Assembler::default();
-        assert!(assembler.take(&part(0, 3, 2), b"ab", None).is_empty());
-        assert!(assembler.take(&part(1, 3, 2), b"cd", None).is_empty());
-        let done = assembler.take(&part(2, 3, 2), b"ef", None);
+        assert!(assembler.part(0, 3, b"ab").is_empty());
+        assert!(assembler.part(1, 3, b"cd").is_empty());
+        let done = assembler.part(2, 3, b"ef");
         assert_eq!((done.len(), &*done[0].bytes, done[0].size), (1, &b"abcdef"[..], 6));
         assert!(assembler.rest().is_empty());
     }
@@ -169,10 +176,10 @@ mod tests {
     #[test]
     fn a_lost_part_loses_no_other() {
         let mut assembler = Assembler::default();
-        assert!(assembler.take(&part(0, 3, 2), b"ab", None).is_empty());
-        let done = assembler.take(&part(2, 3, 2), b"ef", None);
+        assert!(assembler.part(0, 3, b"ab").is_empty());
+        let done = assembler.part(2, 3, b"ef");
         assert_eq!(done.iter().map(|m| &*m.bytes).collect::<Vec<_>>(), [b"ab", b"ef"]);
-        assert!(assembler.take(&part(0, 2, 2), b"gh", None).is_empty());
+        assert!(assembler.part(0, 2, b"gh").is_empty());
         let rest = assembler.rest();
         assert_eq!((rest.len(), &*rest[0].bytes), (1, &b"gh"[..]));
     }

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-pub use socktrace_collect::recording::time_of;
 
 use crate::args::TimeArg;
 

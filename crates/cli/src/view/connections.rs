@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use socktrace_collect::event::Direction;
-use socktrace_collect::{Event, EventType, ProcessId, printable};
+use socktrace_event::{Direction, Event, ProcessId, What, printable};
 
 use super::assemble::Message;
-use super::clock::time_of;
 use super::processes::Processes;
 
 /// What is known of connections takes no more than this, in bytes. Beyond it the half of them with the fewest bytes is
@@ -90,33 +88,31 @@ pub struct Connections {
 impl Connections {
     /// Learns from an open or close event.
     pub fn note(&mut self, event: &Event<'_>, processes: &Processes) {
-        let Some(conn_id) = event.conn_id.as_deref() else { return };
-        let ns = time_of(event);
-        match event.kind {
-            EventType::Open => {
-                let path = shortened(event.path.as_deref().unwrap_or_default());
-                let exe = event.peer_comm.as_deref().or(event.peer_exe.as_deref()).map(shortened);
-                self.make_room(conn_id, path.len() + exe.map_or(0, str::len));
-                let connection = self.by_id.entry(conn_id.to_owned()).or_default();
+        let ns = event.time_ns();
+        match &event.what {
+            What::Open(open) => {
+                let path = shortened(&open.path);
+                let exe = open.peer_comm.as_deref().or(open.peer_exe.as_deref()).map(shortened);
+                self.make_room(&open.conn_id, path.len() + exe.map_or(0, str::len));
+                let connection = self.by_id.entry(open.conn_id.to_string()).or_default();
                 connection.seen(ns);
                 connection.path = path.to_owned();
                 connection.used_by(event.process(), processes);
                 connection.peer = event.peer_process().or(connection.peer);
                 connection.peer_exe = exe.map(str::to_owned).or(connection.peer_exe.take());
-                connection.peer_inode = event.peer_inode.or(connection.peer_inode);
-                let how = event.how.as_deref().unwrap_or_default();
-                let how = how.strip_prefix("resumed:").unwrap_or(how);
+                connection.peer_inode = open.peer_inode.or(connection.peer_inode);
+                let how = open.how.strip_prefix("resumed:").unwrap_or(&open.how);
                 connection.is_client = match how {
                     "connect" => Some(true),
                     _ if how.starts_with("accept") => Some(false),
                     _ => connection.is_client,
                 };
-                if let (Some(inode), Some(process)) = (event.inode, event.process()) {
+                if let (Some(inode), Some(process)) = (open.inode, event.process()) {
                     self.by_inode.insert(inode, process);
                 }
             }
-            EventType::Close => {
-                if let Some(connection) = self.by_id.get_mut(conn_id) {
+            What::Close(close) => {
+                if let Some(connection) = self.by_id.get_mut(&*close.conn_id) {
                     connection.seen(ns);
                 }
             }
@@ -134,9 +130,9 @@ impl Connections {
             shortened(&message.path).clone_into(&mut connection.path);
         }
         let count = match message.direction {
-            Some(Direction::In) => &mut connection.received,
-            Some(Direction::Out) => &mut connection.sent,
-            None => return,
+            Direction::In => &mut connection.received,
+            Direction::Out => &mut connection.sent,
+            Direction::None => return,
         };
         count.messages += 1;
         count.bytes = count.bytes.saturating_add(message.total);
@@ -205,6 +201,8 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
+    use socktrace_event::Open;
+
     use super::*;
 
     #[test]
@@ -213,9 +211,9 @@ mod tests {
         let path = "p".repeat(MAX_TEXT_LEN);
         let count = 2 * MAX_LEN / (path.len() + CONNECTION_LEN);
         for number in 0..count {
-            let (kind, conn_id, path) = (EventType::Open, Some(format!("c{number}")), Some((&*path).into()));
-            let conn_id = conn_id.as_deref().map(Into::into);
-            connections.note(&Event { kind, conn_id, path, ..Event::default() }, &processes);
+            let conn_id = format!("c{number}");
+            let open = Open { conn_id: (&*conn_id).into(), path: (&*path).into(), ..Open::default() };
+            connections.note(&Event::now(What::Open(open)), &processes);
             assert!(connections.len <= MAX_LEN);
         }
         let (shown, hidden) = connections.busiest(50);

@@ -2,7 +2,7 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
-use socktrace_collect::{Event, EventType, printable};
+use socktrace_event::{Event, What, printable};
 
 /// A message's bytes, and why they are not all.
 pub type Payloads<'p> = (&'p [u8], Option<&'static str>);
@@ -16,7 +16,7 @@ pub fn push(event: &Event<'_>, (payload, missing): Payloads<'_>, recorded: Optio
     let line = recorded.filter(|line| !contains(line, b"\"payload")).map(<[u8]>::trim_ascii);
     let written = line.is_none().then(|| serde_json::to_vec(event).unwrap_or_default());
     let line = line.or(written.as_deref()).unwrap_or_default();
-    if event.kind != EventType::Data {
+    if !matches!(event.what, What::Data(_)) {
         printable::push_json(to, line);
         to.push(b'\n');
         return;
@@ -42,11 +42,12 @@ fn contains(line: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use socktrace_event::Data;
 
     use super::*;
 
     fn of(payload: Payloads<'_>, recorded: Option<&[u8]>) -> Value {
-        let event = Event { kind: EventType::Data, size: Some(1), ..Event::default() };
+        let event = Event::now(What::Data(Data { size: 1, ..Data::default() }));
         let mut line = Vec::new();
         push(&event, payload, recorded, &mut line);
         serde_json::from_slice(&line).unwrap()

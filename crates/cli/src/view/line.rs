@@ -1,8 +1,7 @@
 //! One line a message, as people read it.
 
 use anstyle::{AnsiColor, Style as Colour};
-use socktrace_collect::event::Direction;
-use socktrace_collect::{Event, EventType, errno, printable};
+use socktrace_event::{Direction, Event, Fail, Text, What, errno, printable};
 
 use super::assemble::Message;
 use super::connections::{Connection, Connections};
@@ -100,9 +99,9 @@ pub fn message(message: &Message, mut line: Line, processes: &Processes, connect
     }
     let arrows = if line.style.utf8 { ["→", "←"] } else { ["->", "<-"] };
     match message.direction {
-        Some(Direction::Out) => line.coloured(OUT, arrows[0]),
-        Some(Direction::In) => line.coloured(IN, arrows[1]),
-        None => {}
+        Direction::Out => line.coloured(OUT, arrows[0]),
+        Direction::In => line.coloured(IN, arrows[1]),
+        Direction::None => {}
     }
     line.named(PATH, shown_path(&message.path));
     let peer = peer_of(connection, processes, connections);
@@ -146,7 +145,7 @@ fn size(message: &Message) -> String {
 
 fn summary_of(message: &Message, connection: Option<&Connection>) -> Option<String> {
     let client = connection.and_then(|connection| connection.is_client);
-    let out = message.direction == Some(Direction::Out);
+    let out = message.direction == Direction::Out;
     let context = Context { path: &message.path, from_client: client.map(|client| client == out) };
     let mut summary = summary::summarise(&message.bytes, &context)?;
     if let Some((at, _)) = summary.char_indices().nth(MAX_SUMMARY) {
@@ -208,72 +207,60 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
     if let Some(process) = event.process() {
         line.named(NAME, &processes.show(process));
     }
-    let text = |text: &Option<socktrace_collect::event::Text<'_>>| text.as_deref().unwrap_or_default().to_owned();
-    let connection = event.conn_id.as_deref().and_then(|id| connections.get(id));
-    let path = match (event.path.as_deref(), connection) {
-        (Some(path), _) => path.to_owned(),
-        (None, Some(connection)) => connection.path.clone(),
-        (None, None) => String::new(),
-    };
-    match event.kind {
-        EventType::Open | EventType::Close | EventType::Listen => {
-            let word = match event.kind {
-                EventType::Open => "open",
-                EventType::Close => "close",
-                _ => "listen",
-            };
-            line.plain(word);
-            line.named(PATH, shown_path(&path));
-            if event.kind == EventType::Open {
-                let peer = peer_of(connection, processes, connections);
-                line.named(NAME, &peer);
-            }
-            line.named(DIM, &format!("({})", text(&event.how)));
+    let connection = event.conn_id().and_then(|id| connections.get(id));
+    let path = event.path().or(connection.map(|connection| &*connection.path)).unwrap_or_default();
+    let peer = || peer_of(connection, processes, connections);
+    let text = |text: &Option<Text<'_>>| text.as_deref().unwrap_or_default().to_owned();
+    match &event.what {
+        What::Open(open) => {
+            line.plain("open");
+            line.named(PATH, shown_path(path));
+            line.named(NAME, &peer());
+            line.named(DIM, &format!("({})", open.how));
         }
-        EventType::Start | EventType::Fork => {
-            line.plain(if event.kind == EventType::Start { "start" } else { "fork" });
-            line.named(Colour::new(), &text(&event.exe));
+        What::Close(_) | What::Listen(_) => {
+            line.plain(if matches!(event.what, What::Close(_)) { "close" } else { "listen" });
+            line.named(PATH, shown_path(path));
+            line.named(DIM, &format!("({})", event.how().unwrap_or_default()));
+        }
+        What::Start(begun) | What::Fork(begun) => {
+            line.plain(if matches!(event.what, What::Start(_)) { "start" } else { "fork" });
+            line.named(Colour::new(), &text(&begun.exe));
             // Of a process in another pid namespace it is a number there.
-            if let (Some(ppid), None) = (event.ppid, event.host_pid) {
+            if let (Some(ppid), None) = (begun.ppid, event.host_pid) {
                 line.coloured(DIM, &format!("(child of {ppid})"));
             }
         }
         // One that is traced introduces itself.
-        EventType::Exec => match event.untraced.as_deref() {
-            Some(why) => {
-                line.plain("executes");
-                line.named(PATH, &text(&event.program));
-                let colour = if why == NOT_ASKED_FOR { DIM } else { BAD };
-                line.coloured(colour, &format!("(not traced: {why})"));
-            }
-            None => return,
-        },
+        What::Exec(exec) => {
+            let Some(why) = exec.untraced.as_deref() else { return };
+            line.plain("executes");
+            line.named(PATH, &text(&exec.program));
+            let colour = if why == NOT_ASKED_FOR { DIM } else { BAD };
+            line.coloured(colour, &format!("(not traced: {why})"));
+        }
         // That all went well is not worth a line a process.
-        EventType::Exit => match event.status {
+        What::Exit(exit) => match exit.status {
             Some(0) => return,
             Some(status) => line.plain(&format!("exited {status}")),
-            None => line.named(Colour::new(), &format!("exit {}", text(&event.raw))),
+            None => line.named(Colour::new(), &format!("exit {}", text(&exit.raw))),
         },
-        EventType::Fail => {
-            line.plain(&text(&event.call));
-            line.named(PATH, event.program.as_deref().unwrap_or(shown_path(&path)));
-            line.coloured(BAD, &failure(event));
+        What::Fail(fail) => {
+            line.plain(&text(&fail.call));
+            line.named(PATH, fail.program.as_deref().unwrap_or(shown_path(path)));
+            line.coloured(BAD, &failure(fail));
         }
-        EventType::Eof => {
+        What::Eof(_) => {
             line.plain("end of file");
-            line.named(PATH, shown_path(&path));
-            let peer = peer_of(connection, processes, connections);
-            line.named(NAME, &peer);
+            line.named(PATH, shown_path(path));
+            line.named(NAME, &peer());
         }
-        EventType::Error => line.named(BAD, &format!("error: {}", text(&event.raw))),
-        EventType::BadFrame => {
-            let (size, error) = (event.size.unwrap_or(0), text(&event.error));
-            line.coloured(BAD, &format!("bad frame: {size} bytes: {error}"));
-        }
-        EventType::Lost => {
-            let (events, bytes) = (event.events.unwrap_or(0), event.bytes.unwrap_or(0));
-            line.named(BAD, &format!("LOST {events} events, {bytes} bytes: {}", text(&event.reason)));
-            line.named(PATH, &path);
+        What::Error(said) => line.named(BAD, &format!("error: {}", said.raw)),
+        What::BadFrame(bad) => line.coloured(BAD, &format!("bad frame: {} bytes: {}", bad.size, bad.error)),
+        What::Lost(lost) => {
+            let (events, bytes) = (lost.events.unwrap_or(0), lost.bytes.unwrap_or(0));
+            line.named(BAD, &format!("LOST {events} events, {bytes} bytes: {}", text(&lost.reason)));
+            line.named(PATH, path);
         }
         _ => return,
     }
@@ -281,10 +268,10 @@ pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connectio
 }
 
 /// An error in words, with its name, and how often it has been.
-fn failure(event: &Event<'_>) -> String {
-    let number = event.errno.unwrap_or(0);
+fn failure(fail: &Fail<'_>) -> String {
+    let number = fail.errno.unwrap_or(0);
     let mut shown = errno::words(number);
-    if let Some(times @ 2..) = event.times {
+    if let Some(times @ 2..) = fail.times {
         shown.push_str(&format!(", {times} times"));
     }
     shown

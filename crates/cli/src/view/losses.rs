@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use socktrace_collect::{Event, EventType, ProcessId, printable};
+use socktrace_event::{Event, ProcessId, What, printable};
 
 /// Event numbers of one process, which leave no gaps but where events are lost.
 #[derive(Debug, Default)]
@@ -40,28 +40,28 @@ pub struct Losses {
 
 impl Losses {
     pub fn note(&mut self, event: &Event<'_>) {
-        match event.kind {
-            EventType::BadFrame => self.bad_frames += 1,
-            EventType::Lost => {
-                let reason = event.reason.as_deref().unwrap_or("for a reason not given");
+        match &event.what {
+            What::BadFrame(_) => self.bad_frames += 1,
+            What::Lost(lost) => {
+                let reason = lost.reason.as_deref().unwrap_or("for a reason not given");
                 let reason = printable::beginning(reason, MAX_REASON_LEN);
                 let is_known = self.told.len() < MAX_REASONS || self.told.contains_key(reason);
                 let reason = if is_known { reason } else { "for other reasons" };
                 let (events, bytes) = self.told.entry(reason.to_owned()).or_default();
-                *events = events.saturating_add(event.events.unwrap_or(0));
-                *bytes = bytes.saturating_add(event.bytes.unwrap_or(0));
+                *events = events.saturating_add(lost.events.unwrap_or(0));
+                *bytes = bytes.saturating_add(lost.bytes.unwrap_or(0));
             }
             _ => {}
         }
         let Some(process) = event.process() else { return };
         // The first that a vforked child says may arrive later than what the program says that it has executed.
-        let is_late = event.kind == EventType::Exec && event.seq == Some(1) && self.numbers.contains_key(&process);
-        if is_late {
+        let is_exec = matches!(event.what, What::Exec(_));
+        if is_exec && event.seq == Some(1) && self.numbers.contains_key(&process) {
             return;
         }
         let Some(numbers) = self.note_number(process, event.seq) else { return };
-        if event.kind == EventType::Lost {
-            numbers.told = numbers.told.saturating_add(event.events.unwrap_or(0));
+        if let What::Lost(lost) = &event.what {
+            numbers.told = numbers.told.saturating_add(lost.events.unwrap_or(0));
         }
     }
 
@@ -110,20 +110,26 @@ impl Losses {
 
 #[cfg(test)]
 mod tests {
+    use socktrace_event::{Data, Exec, Lost};
+
     use super::*;
 
+    fn event(seq: u64, what: What<'static>) -> Event<'static> {
+        Event { pid: Some(1), seq: Some(seq), what, ..Event::default() }
+    }
+
     fn numbered(seq: u64) -> Event<'static> {
-        Event { kind: EventType::Data, pid: Some(1), seq: Some(seq), ..Event::default() }
+        event(seq, What::Data(Data::default()))
     }
 
     fn lost(seq: u64, events: u64, bytes: u64) -> Event<'static> {
         let reason = Some("the server did not read".into());
-        Event { kind: EventType::Lost, events: Some(events), bytes: Some(bytes), reason, ..numbered(seq) }
+        event(seq, What::Lost(Lost { events: Some(events), bytes: Some(bytes), reason, ..Lost::default() }))
     }
 
     #[test]
     fn a_vforked_child_s_exec_may_come_late() {
-        let exec = Event { kind: EventType::Exec, ..numbered(1) };
+        let exec = event(1, What::Exec(Exec::default()));
         assert!(after(&[numbered(1), numbered(2), exec.clone(), numbered(3)]).is_empty());
         assert!(after(&[exec, numbered(1), numbered(2), numbered(3)]).is_empty());
     }

@@ -12,14 +12,14 @@ mod table;
 mod unseen;
 
 use gttr::{Ext, Frame};
-use socktrace_collect::{Event, EventType};
+use socktrace_event::{Event, What};
 
 use crate::args::ViewArgs;
 use crate::filter::Selection;
 use crate::output::Lines;
 use crate::summary;
 use assemble::{Assembler, Message};
-use clock::{Clock, time_of};
+use clock::Clock;
 use connections::Connections;
 use json::Payloads;
 use line::Line;
@@ -118,7 +118,7 @@ impl View {
     /// Learns from an event that is not shown, whatever the reason.
     pub fn hide(&mut self, event: &Event<'_>) {
         self.learn(event);
-        if event.kind == EventType::Data && event.part.unwrap_or(0) == 0 {
+        if matches!(&event.what, What::Data(data) if data.is_first()) {
             self.filtered += 1;
         }
     }
@@ -147,10 +147,10 @@ impl View {
         self.losses.note(event);
         self.processes.note(event);
         self.unseen.note(event, self.style.live);
-        match event.kind {
-            EventType::Init | EventType::Start => self.started = true,
-            EventType::Open | EventType::Listen => self.sockets += 1,
-            EventType::Fail if event.program.is_none() => self.failures += 1,
+        match &event.what {
+            What::Init(_) | What::Start(_) => self.started = true,
+            What::Open(_) | What::Listen(_) => self.sockets += 1,
+            What::Fail(fail) if fail.program.is_none() => self.failures += 1,
             _ => {}
         }
     }
@@ -166,34 +166,38 @@ impl View {
         to: &mut Lines,
     ) {
         self.learn(event);
+        let ns = event.time_ns();
         if self.style.json {
             self.show_json(event, (payload, missing), json, &mut to.bytes);
-            to.mark(time_of(event));
+            to.mark(ns);
             return;
         }
         self.connections.note(event, &self.processes);
-        if event.kind != EventType::HostInit && event.kind != EventType::HostShutdown {
-            self.clock.start(time_of(event));
+        if !matches!(event.what, What::HostInit(_) | What::HostShutdown(_)) {
+            self.clock.start(ns);
         }
-        if event.kind == EventType::Data {
-            for message in self.assembler.take(event, payload, missing) {
+        if let What::Data(data) = &event.what {
+            for message in self.assembler.take(event, data, payload, missing) {
                 self.show_message(&message, to);
             }
-        } else if self.selection.wants_event(event.kind) && (!is_process(event) || self.selection.wants_processes()) {
-            let time = self.clock.show(time_of(event));
+        } else if self.selection.wants_event(&event.what)
+            && (!is_process(&event.what) || self.selection.wants_processes())
+        {
+            let time = self.clock.show(ns);
             line::event(event, Line::new(self.style, time), &self.processes, &self.connections, &mut to.bytes);
-            to.mark(time_of(event));
+            to.mark(ns);
         }
     }
 
     fn show_json(&mut self, event: &Event<'_>, payload: Payloads<'_>, json: Option<&[u8]>, to: &mut Vec<u8>) {
-        let wanted = match event.kind {
-            EventType::Data => self.selection.wants(event.direction, payload.0),
-            kind => self.selection.wants_event(kind),
+        let wanted = match &event.what {
+            What::Data(data) => {
+                let wanted = self.selection.wants(data.direction, payload.0);
+                *(if wanted { &mut self.shown } else { &mut self.filtered }) += 1;
+                wanted
+            }
+            what => self.selection.wants_event(what),
         };
-        if event.kind == EventType::Data {
-            *(if wanted { &mut self.shown } else { &mut self.filtered }) += 1;
-        }
         if wanted {
             json::push(event, payload, json, to);
         }
@@ -254,8 +258,13 @@ impl View {
     }
 }
 
-fn is_process(event: &Event<'_>) -> bool {
-    event.program.is_some() || matches!(event.kind, EventType::Start | EventType::Fork | EventType::Exit)
+/// Whether it is about processes, not sockets.
+fn is_process(what: &What<'_>) -> bool {
+    match what {
+        What::Start(_) | What::Fork(_) | What::Exec(_) | What::Exit(_) => true,
+        What::Fail(fail) => fail.program.is_some(),
+        _ => false,
+    }
 }
 
 /// Why nothing was shown.

@@ -3,14 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use socktrace_collect::{Event, EventType, ProcessId, Stat, printable, process_name};
+use socktrace_event::{Event, ProcessId, Stat, What, printable, process_name};
 
 /// So many processes are told apart.
 const MAX_PROCESSES: usize = 1 << 20;
 /// NAME_MAX, each byte written `\xNN`: more of a name is not shown.
 const MAX_NAME_LEN: usize = 4 * 255;
-
-use super::clock::time_of;
 
 #[derive(Debug, Default)]
 struct Process {
@@ -51,42 +49,42 @@ impl Processes {
         if !self.has_room_for(process) {
             return;
         }
-        match event.kind {
-            EventType::HostInit | EventType::HostShutdown => {}
-            EventType::Start | EventType::Fork => {
-                let name = process_name(event.comm.as_deref(), event.exe.as_deref()).unwrap_or_default();
+        match &event.what {
+            What::HostInit(_) | What::HostShutdown(_) => {}
+            What::Start(begun) | What::Fork(begun) => {
+                let name = process_name(begun.comm.as_deref(), begun.exe.as_deref()).unwrap_or_default();
                 let name = printable::beginning(name, MAX_NAME_LEN).into();
                 let started = self.started(process);
-                let before = self
-                    .traced
-                    .insert(process, Process { name, started, introduced_ns: time_of(event), ..Process::default() });
+                let introduced_ns = event.time_ns();
+                let before =
+                    self.traced.insert(process, Process { name, started, introduced_ns, ..Process::default() });
                 self.sockets += before.as_ref().map_or(0, |before| u64::from(before.sockets));
                 // A process that executes another program starts again.
-                self.former += usize::from(before.is_some() && event.kind == EventType::Fork);
+                self.former += usize::from(before.is_some() && matches!(event.what, What::Fork(_)));
             }
-            EventType::Exit => {
+            What::Exit(exit) => {
                 self.note_process(process);
                 let known = self.traced.entry(process).or_default();
                 known.ended = true;
-                known.sockets = event.sockets.unwrap_or(0);
+                known.sockets = exit.sockets.unwrap_or(0);
             }
             // One that a child executes (posix_spawn(3)) is not this process's own end.
-            EventType::Exec if event.raw.is_none() => {
+            What::Exec(exec) if exec.raw.is_none() => {
                 self.note_process(process);
                 let known = self.traced.entry(process).or_default();
                 // By streams, the program's own first words may be there sooner.
-                if time_of(event) < known.introduced_ns {
+                if event.time_ns() < known.introduced_ns {
                     return;
                 }
-                known.ended = event.untraced.is_some();
-                known.becomes = match event.untraced {
+                known.ended = exec.untraced.is_some();
+                known.becomes = match exec.untraced {
                     Some(_) => None,
-                    None => Some(event.program.as_deref().unwrap_or_default().to_owned()),
+                    None => Some(exec.program.as_deref().unwrap_or_default().to_owned()),
                 };
-                known.sockets = event.sockets.unwrap_or(0);
+                known.sockets = exec.sockets.unwrap_or(0);
             }
             // It goes on as what it was.
-            EventType::Fail if event.program.is_some() => {
+            What::Fail(fail) if fail.program.is_some() => {
                 let known = self.traced.entry(process).or_default();
                 (known.ended, known.becomes) = (false, None);
             }
@@ -174,10 +172,20 @@ pub fn label(name: &str, process: ProcessId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use socktrace_event::{Begun, Data, Exec, Exit, Fail};
+
     use super::*;
 
+    fn of(pid: u32, what: What<'_>) -> Event<'_> {
+        Event { pid: Some(pid), what, ..Event::default() }
+    }
+
+    fn begun<'a>(exe: &'a str, comm: Option<&'a str>) -> Begun<'a> {
+        Begun { exe: Some(exe.into()), comm: comm.map(Into::into), ppid: None }
+    }
+
     fn start(pid: u32, exe: &str) -> Event<'_> {
-        Event { kind: EventType::Start, pid: Some(pid), exe: Some(exe.into()), ..Event::default() }
+        of(pid, What::Start(begun(exe, None)))
     }
 
     #[test]
@@ -185,8 +193,8 @@ mod tests {
         let mut processes = Processes::new(true);
         let own = std::process::id();
         processes.note(&start(7, "/usr/bin/curl"));
-        processes.note(&Event { pid: Some(8), kind: EventType::Data, ..Event::default() });
-        processes.note(&Event { comm: Some("redis-server".into()), ..start(own, "/usr/bin/redis-check-rdb") });
+        processes.note(&of(8, What::Data(Data::default())));
+        processes.note(&of(own, What::Start(begun("/usr/bin/redis-check-rdb", Some("redis-server")))));
         let show = |pid| processes.show(ProcessId::Here(pid));
         assert_eq!([show(7), show(8)], ["curl[7]", "?[8]"]);
         assert_eq!(show(own), format!("redis-server[{own}]"));
@@ -212,7 +220,7 @@ mod tests {
         let mut processes = Processes::new(false);
         processes.note(&start(7, "/bin/a"));
         let name = processes.name(ProcessId::Here(7));
-        processes.note(&Event { kind: EventType::Fork, ..start(7, "/bin/b") });
+        processes.note(&of(7, What::Fork(begun("/bin/b", None))));
         assert_eq!((&*name, &*processes.show(ProcessId::Here(7)), processes.count()), ("a", "b[7]", 2));
     }
 
@@ -229,20 +237,16 @@ mod tests {
         processes.note(&Event { host_pid: Some(0), ..start(1, "") });
         assert!(processes.running().is_empty());
         processes.note(&start(own, ""));
-        processes.note(&Event { kind: EventType::Exit, pid: Some(own), ..Event::default() });
+        processes.note(&of(own, What::Exit(Exit::default())));
         assert!(processes.running().is_empty());
     }
 
     #[test]
     fn programs_that_are_executed() {
         let mut processes = Processes::new(false);
-        let exec = |untraced: Option<&'static str>| Event {
-            kind: EventType::Exec,
-            pid: Some(7),
-            program: Some("/bin/x".into()),
-            untraced: untraced.map(Into::into),
-            sockets: Some(2),
-            ..Event::default()
+        let exec = |untraced: Option<&'static str>| {
+            let (program, untraced) = (Some("/bin/x".into()), untraced.map(Into::into));
+            of(7, What::Exec(Exec { program, untraced, sockets: Some(2), raw: None }))
         };
         processes.note(&start(7, "/bin/sh"));
         processes.note(&exec(None));
@@ -253,19 +257,15 @@ mod tests {
         assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 4));
         // What arrives late is no news.
         let (before, after) = (Some(1_000_000_000), Some(2_000_000_000));
-        processes.note(&Event { ts_ns: after, pid: Some(8), ..start(8, "/bin/x") });
-        processes.note(&Event { ts_ns: before, pid: Some(8), sockets: None, ..exec(None) });
+        processes.note(&Event { ts_ns: after, ..start(8, "/bin/x") });
+        let late = Exec { program: Some("/bin/x".into()), ..Exec::default() };
+        processes.note(&Event { ts_ns: before, ..of(8, What::Exec(late)) });
         assert_eq!(processes.missing(), [""; 0]);
         // It could not be executed after all, is tried again, and goes on.
         processes.note(&exec(None));
-        processes.note(&Event {
-            kind: EventType::Fail,
-            pid: Some(7),
-            program: Some("/bin/x".into()),
-            ..Event::default()
-        });
+        processes.note(&of(7, What::Fail(Fail { program: Some("/bin/x".into()), ..Fail::default() })));
         assert_eq!((processes.missing(), processes.sockets_made()), (vec![], 4));
-        processes.note(&Event { kind: EventType::Exit, pid: Some(7), sockets: Some(3), ..Event::default() });
+        processes.note(&of(7, What::Exit(Exit { sockets: Some(3), ..Exit::default() })));
         assert_eq!(processes.sockets_made(), 5);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use socktrace_collect::{Event, EventType, printable};
+use socktrace_event::{Begun, Event, Exec, Fail, What, printable};
 
 use super::processes::Processes;
 use crate::program;
@@ -29,12 +29,10 @@ pub struct Unseen {
 impl Unseen {
     /// Learns from an event; `live`: the process is one of this machine, and of now.
     pub fn note(&mut self, event: &Event<'_>, live: bool) {
-        match (event.kind, event.untraced.as_deref(), event.exe.as_deref()) {
-            (EventType::Exec, Some(why), _) if why != NOT_ASKED_FOR => {
-                let key = (
-                    base_name(event.program.as_deref().unwrap_or_default()),
-                    printable::beginning(why, MAX_TEXT_LEN).to_owned(),
-                );
+        match &event.what {
+            What::Exec(Exec { untraced: Some(why), program, .. }) if &**why != NOT_ASKED_FOR => {
+                let name = base_name(program.as_deref().unwrap_or_default());
+                let key = (name, printable::beginning(why, MAX_TEXT_LEN).to_owned());
                 if self.untraced.len() < MAX_REMEMBERED || self.untraced.contains_key(&key) {
                     *self.untraced.entry(key).or_default() += 1;
                 } else {
@@ -42,8 +40,8 @@ impl Unseen {
                 }
             }
             // It was not executed after all.
-            (EventType::Fail, ..) if event.program.is_some() => {
-                let name = base_name(event.program.as_deref().unwrap_or_default());
+            What::Fail(Fail { program: Some(program), .. }) => {
+                let name = base_name(program);
                 if let Some(key) = self.untraced.keys().find(|(program, _)| *program == name).cloned()
                     && let Some(count) = self.untraced.get_mut(&key)
                 {
@@ -53,11 +51,11 @@ impl Unseen {
                     }
                 }
             }
-            (EventType::Start, _, Some(exe))
-                if live && self.looked_at.len() < MAX_REMEMBERED && !self.looked_at.contains_key(exe) =>
+            What::Start(Begun { exe: Some(exe), .. })
+                if live && self.looked_at.len() < MAX_REMEMBERED && !self.looked_at.contains_key(&**exe) =>
             {
                 let pid = event.process().and_then(|process| process.here());
-                self.looked_at.insert(exe.to_owned(), program::is_go(pid, Path::new(exe)));
+                self.looked_at.insert(exe.to_string(), program::is_go(pid, Path::new(&**exe)));
             }
             _ => {}
         }
@@ -123,7 +121,7 @@ mod tests {
     use super::*;
 
     fn exec<'a>(program: &'a str, why: &'a str) -> Event<'a> {
-        Event { kind: EventType::Exec, program: Some(program.into()), untraced: Some(why.into()), ..Event::default() }
+        Event::now(What::Exec(Exec { program: Some(program.into()), untraced: Some(why.into()), ..Exec::default() }))
     }
 
     #[test]
@@ -149,7 +147,7 @@ mod tests {
         let mut unseen = Unseen::default();
         unseen.note(&exec("/bin/x", "setuid"), false);
         let program = Some("/bin/x".into());
-        unseen.note(&Event { kind: EventType::Fail, program, ..Event::default() }, false);
+        unseen.note(&Event::now(What::Fail(Fail { program, ..Fail::default() })), false);
         assert!(unseen.sentences(&Processes::new(false)).is_empty());
     }
 }

@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gttr::{Direction, Ext, ExtWriter, Frame, FrameType};
-use socktrace_collect::{Contents, Recorder, SockType, Stop, decode, listen, receive};
+use socktrace_collect::{SockType, decode, listen};
+use socktrace_event::{Sink, Source, Stop};
+use socktrace_recording::{Contents, Recorder};
 
 pub const SOCKTRACE: &str = env!("CARGO_BIN_EXE_socktrace");
 /// Nothing here takes that long, in seconds; a machine under load may.
@@ -176,16 +178,16 @@ impl Recording {
         let out = folder.path().join("out");
         let bound = listen::bind(&folder.path().join("sock"), SockType::Stream).unwrap();
         let mut recorder = Recorder::open(&out, Contents::All).unwrap();
-        recorder.begin(&bound).unwrap();
+        recorder.begin(&bound.origin()).unwrap();
         for traffic in traffic {
             let mut stream = decode::Stream::default();
-            stream.feed(&traffic.bytes, &mut recorder);
-            stream.finish(&mut recorder);
+            stream.feed(&traffic.bytes, &mut recorder).unwrap();
+            stream.finish(&mut recorder).unwrap();
         }
         let stop = Stop::new().unwrap();
         stop.handle().stop();
-        let reason = receive::run(&bound, &stop, &mut recorder).unwrap();
-        recorder.finish(reason);
+        let reason = bound.run(&stop, &mut recorder).unwrap();
+        recorder.finish(reason).unwrap();
         let path = out.to_str().unwrap().to_owned();
         Self { folder, path }
     }

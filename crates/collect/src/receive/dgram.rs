@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
-use super::Source;
+use super::Socket;
 use super::ancillary::{Came, Control};
 use super::handoff::{Handoff, Part};
 
@@ -37,7 +37,7 @@ impl AsFd for Datagrams<'_> {
     }
 }
 
-impl Source for Datagrams<'_> {
+impl Socket for Datagrams<'_> {
     fn receive(&mut self, to: &Handoff) -> io::Result<usize> {
         let count = match recvmmsg(self.socket, &mut self.slots, &mut self.lens, &mut self.came) {
             Ok(count) => count,

@@ -12,15 +12,13 @@ use gttr::{Frame, FrameType, MAX_PAYLOAD_LEN};
 use rustix::fs::{FlockOperation, flock, fstat};
 use rustix::io::Errno;
 use rustix::thread::futex;
+use socktrace_event::{End, Event, Layer, Limited, Lost, Sink, Stat, Taken, What};
 use socktrace_ring::{Memory, Reader, Step, map, unmap};
 
 use super::writers::{Announcer, Origin, Thread, Writers};
-use crate::event::{Event, EventType};
-use crate::notice::Limited;
-use crate::process::Stat;
+use crate::owners::Owners;
 use crate::sender::Sender;
 use crate::shares::{Shares, Verdict};
-use crate::sink::Sink;
 
 /// Rings at one time; one is some processes', so this is more than a machine runs.
 const MAX_RINGS: usize = 4096;
@@ -142,29 +140,37 @@ impl Default for Rings {
 
 impl Rings {
     /// An agent has handed over a ring; again, if it has connected anew, or for datagrams whenever it speaks of it.
-    pub fn add(&mut self, fd: &OwnedFd, agent: u64, sender: Sender, announcer: &Announcer, sink: &mut dyn Sink) {
-        let Ok(stat) = fstat(fd) else { return };
+    pub fn add<S: Sink>(
+        &mut self,
+        fd: &OwnedFd,
+        agent: u64,
+        sender: Sender,
+        announcer: &Announcer,
+        sink: &mut S,
+    ) -> Taken<S::Error> {
+        let Ok(stat) = fstat(fd) else { return Ok(()) };
         let key = (stat.st_dev, stat.st_ino);
         if let Some(ring) = self.rings.iter_mut().find(|ring| ring.key == key) {
             ring.agents.insert(agent);
             ring.announce(announcer);
             ring.heard = Instant::now();
-            return;
+            return Ok(());
         }
         if self.refused.contains(&key) {
-            return;
+            return Ok(());
         }
-        if self.rings.len() >= MAX_RINGS && !self.make_room(sender, |rings| &rings.numbers, 1, sink) {
-            return;
+        if self.rings.len() >= MAX_RINGS && !self.make_room(sender, |rings| &rings.numbers, 1, sink)? {
+            return Ok(());
         }
         let Ok(kept) = fd.try_clone() else {
-            return self.told.notice(|| {
+            self.told.notice(|| {
                 let Sender { pid, uid } = sender;
                 format!(
                     "no file descriptor for another ring (see ulimit -n): what process {pid} of user {uid} records is \
                      dropped and counted by it"
                 )
             });
+            return Ok(());
         };
         let mapped = map(fd.as_fd()).map_err(|untrusted| untrusted.to_string());
         let made = mapped.and_then(|memory| match Reader::new(memory) {
@@ -175,10 +181,10 @@ impl Rings {
             Ok((memory, reader)) => {
                 let len = reader.ring_len() as u64;
                 while self.bytes.total() + len > MAX_BYTES {
-                    if !self.make_room(sender, |rings| &rings.bytes, len, sink) {
+                    if !self.make_room(sender, |rings| &rings.bytes, len, sink)? {
                         // SAFETY: the reader goes, too.
                         unsafe { unmap(memory) };
-                        return;
+                        return Ok(());
                     }
                 }
                 self.numbers.add(sender, 1);
@@ -211,13 +217,20 @@ impl Rings {
             }
             Err(error) => {
                 refuse(&mut self.refused, key);
-                sink.event(&Event::bad_frame(&error, 0), b"");
+                sink.event(&Event::bad_frame(&error, 0), b"")?;
             }
         }
+        Ok(())
     }
 
     /// Gives up a ring of who has more of something than the sender of another would have; whether there was one.
-    fn make_room(&mut self, sender: Sender, of: fn(&Self) -> &Shares, amount: u64, sink: &mut dyn Sink) -> bool {
+    fn make_room<S: Sink>(
+        &mut self,
+        sender: Sender,
+        of: fn(&Self) -> &Shares,
+        amount: u64,
+        sink: &mut S,
+    ) -> Result<bool, End<S::Error>> {
         let Verdict::Displaces(greediest) = of(self).judge(sender, amount) else {
             let Sender { pid, uid } = sender;
             self.told.notice(|| {
@@ -226,9 +239,9 @@ impl Rings {
                      counted by it"
                 )
             });
-            return false;
+            return Ok(false);
         };
-        let Some(newest) = self.rings.iter().rposition(|ring| ring.sender == greediest) else { return false };
+        let Some(newest) = self.rings.iter().rposition(|ring| ring.sender == greediest) else { return Ok(false) };
         let Sender { pid, uid } = greediest;
         self.told.notice(|| {
             format!("too many rings at one time: process {pid} of user {uid} has most, and one of them is given up")
@@ -240,10 +253,10 @@ impl Rings {
         // Its writers wait for nobody.
         ring.reader.words().stopped.store(1, Ordering::SeqCst);
         ring.wake_writers();
-        ring.report_losses(sink);
+        ring.report_losses(sink)?;
         let reason = "there were too many rings, and this one, of the process that had most, was given up";
-        sink.event(&Event { reason: Some(reason.into()), ..Event::now(EventType::Lost) }, b"");
-        true
+        sink.event(&Event::lost(reason), b"")?;
+        Ok(true)
     }
 
     /// An agent's connection has ended.
@@ -281,7 +294,7 @@ impl Rings {
     }
 
     /// Hands on what is in the rings, as much as is fair; whether there was anything.
-    pub fn take(&mut self, sink: &mut dyn Sink) -> bool {
+    pub fn take<S: Sink>(&mut self, owners: &mut Owners, sink: &mut S) -> Result<bool, End<S::Error>> {
         let mut any = false;
         for index in 0..self.rings.len() {
             if self.must_wait(index) {
@@ -289,8 +302,8 @@ impl Rings {
             }
             let ring = &mut self.rings[index];
             let before = ring.reader.position();
-            sink.sender(ring.sender, RING_CHANNEL | ring.id);
-            let is_sound = ring.take(&mut self.buffer, sink);
+            owners.sender(ring.sender, RING_CHANNEL | ring.id);
+            let is_sound = ring.take(&mut self.buffer, owners, sink)?;
             if ring.reader.position() != before {
                 any = true;
                 ring.heard = Instant::now();
@@ -298,20 +311,21 @@ impl Rings {
             if !is_sound {
                 ring.is_corrupt = true;
                 refuse(&mut self.refused, ring.key);
-                sink.event(&Event::bad_frame("a ring that was written to by something else than an agent", 0), b"");
+                sink.event(&Event::bad_frame("a ring that was written to by something else than an agent", 0), b"")?;
             }
         }
         if any {
             self.busy = Some(Instant::now());
         }
         // Frames of one that is left were handed on, and nobody takes the ring over.
-        let (numbers, bytes) = (&mut self.numbers, &mut self.bytes);
+        let (numbers, bytes, mut taken) = (&mut self.numbers, &mut self.bytes, Ok(()));
         self.rings.retain_mut(|ring| {
             let is_left = ring.is_left();
             if is_left {
                 // Whoever is there all the same is to hand it over again.
                 ring.reader.words().taken.store(0, Ordering::Relaxed);
-                ring.report_losses(sink);
+                let reported = ring.report_losses(sink);
+                taken = std::mem::replace(&mut taken, Ok(())).and(reported);
             }
             let stays = !is_left && !ring.is_corrupt;
             if !stays {
@@ -320,27 +334,28 @@ impl Rings {
             }
             stays
         });
-        any
+        taken.map(|()| any)
     }
 
     /// Hands on all that is in rings that no other server can take over, whether or not it can be written: what cannot is
     /// then counted. No more than a ring holds, should somebody write to it all the same.
-    pub(super) fn take_abandoned(&mut self, sink: &mut dyn Sink) {
+    pub(super) fn take_abandoned<S: Sink>(&mut self, owners: &mut Owners, sink: &mut S) -> Taken<S::Error> {
         for ring in &mut self.rings {
             if ring.has_writers() {
                 continue;
             }
-            sink.sender(ring.sender, RING_CHANNEL | ring.id);
+            owners.sender(ring.sender, RING_CHANNEL | ring.id);
             let begin = ring.reader.position();
             loop {
                 let before = ring.reader.position();
-                let is_sound = ring.take(&mut self.buffer, sink);
+                let is_sound = ring.take(&mut self.buffer, owners, sink)?;
                 let at = ring.reader.position();
                 if !is_sound || at == before || at.wrapping_sub(begin) >= ring.reader.ring_len() as u64 {
                     break;
                 }
             }
         }
+        Ok(())
     }
 
     /// Whether there are frames in other rings that come before those of this one.
@@ -384,7 +399,7 @@ impl Rings {
     }
 
     /// The last look: agents that are gone have nothing more to say, and the others need not wait for us.
-    pub fn finish(&mut self, sink: &mut dyn Sink) {
+    pub fn finish<S: Sink>(&mut self, sink: &mut S) -> Taken<S::Error> {
         for ring in &mut self.rings {
             ring.reader.words().stopped.store(1, Ordering::SeqCst);
             ring.wake_writers();
@@ -392,13 +407,14 @@ impl Rings {
                 // Another server can take it over.
                 continue;
             }
-            ring.report_losses(sink);
+            ring.report_losses(sink)?;
             if !ring.reader.is_empty() {
                 let reason =
                     "the server had to stop before it had read all that was in the ring of a process that is gone";
-                sink.event(&Event { reason: Some(reason.into()), ..Event::now(EventType::Lost) }, b"");
+                sink.event(&Event::lost(reason), b"")?;
             }
         }
+        Ok(())
     }
 }
 
@@ -419,35 +435,33 @@ impl Ring {
     }
 
     /// Whether it is a ring still.
-    fn take(&mut self, buffer: &mut [u8], sink: &mut dyn Sink) -> bool {
+    fn take<S: Sink>(&mut self, buffer: &mut [u8], owners: &mut Owners, sink: &mut S) -> Result<bool, End<S::Error>> {
         let end = self.reader.position() + TURN;
         while self.reader.position() < end {
             match self.reader.next(buffer) {
                 Step::Frame(len) => {
-                    if !hand_on(&buffer[..len], &mut self.writers, sink) {
+                    if !hand_on(&buffer[..len], &mut self.writers, owners, sink)? {
                         self.reader.put_back(len);
                         break;
                     }
                 }
                 Step::Void => {}
                 Step::Empty => break,
-                Step::Corrupt => return false,
+                Step::Corrupt => return Ok(false),
                 Step::Unfinished { tid } => {
                     if !self.is_hopeless(tid) {
                         break;
                     }
                     if self.reader.step_over() {
                         let reason = "the thread ended, or went elsewhere, while it wrote the event";
-                        let tid = Some(tid);
-                        let lost =
-                            Event { tid, events: Some(1), reason: Some(reason.into()), ..Event::now(EventType::Lost) };
-                        sink.event(&lost, b"");
+                        let lost = Lost { events: Some(1), reason: Some(reason.into()), ..Lost::default() };
+                        sink.event(&Event { tid: Some(tid), ..Event::now(What::Lost(lost)) }, b"")?;
                     }
                 }
             }
             self.unfinished = None;
         }
-        true
+        Ok(true)
     }
 
     /// Whether the record that is next will not be finished any more.
@@ -526,24 +540,23 @@ impl Ring {
     }
 
     /// What its writers lost and did not come to say.
-    fn report_losses(&self, sink: &mut dyn Sink) {
+    fn report_losses<S: Sink>(&self, sink: &mut S) -> Taken<S::Error> {
         let words = self.reader.words();
         let [events, bytes, since, until] =
             [&words.lost_events, &words.lost_bytes, &words.lost_since, &words.lost_until]
                 .map(|word| word.swap(0, Ordering::AcqRel));
         if events != 0 {
-            sink.event(
-                &Event {
-                    events: Some(events),
-                    bytes: Some(bytes),
-                    since_ns: Some(since),
-                    until_ns: Some(until),
-                    reason: Some("the ring was full, and the process ended before it could say so".into()),
-                    ..Event::now(EventType::Lost)
-                },
-                b"",
-            );
+            let lost = Lost {
+                events: Some(events),
+                bytes: Some(bytes),
+                since_ns: Some(since),
+                until_ns: Some(until),
+                reason: Some("the ring was full, and the process ended before it could say so".into()),
+                ..Lost::default()
+            };
+            sink.event(&Event::now(What::Lost(lost)), b"")?;
         }
+        Ok(())
     }
 }
 
@@ -556,19 +569,24 @@ fn refuse(refused: &mut HashSet<(u64, u64)>, key: (u64, u64)) {
 }
 
 /// Hands a frame on; false: not now, because whose it is will be known in a moment.
-fn hand_on(frame: &[u8], writers: &mut Writers, sink: &mut dyn Sink) -> bool {
+fn hand_on<S: Sink>(
+    frame: &[u8],
+    writers: &mut Writers,
+    owners: &mut Owners,
+    sink: &mut S,
+) -> Result<bool, End<S::Error>> {
     match gttr::decode_datagram(frame) {
         Ok(frame) if frame.kind == FrameType::Ring => {}
         Ok(frame) => match writers.origin(&frame) {
-            Origin::Awaited => return false,
+            Origin::Awaited => return Ok(false),
             // A server that was killed had recorded it, and not given its room back.
             _ if sink.is_recorded(&frame) => {}
-            Origin::Known(None) => sink.frame(&frame),
-            Origin::Known(host_pid) => sink.frame(&Frame { host_pid, ..frame }),
+            Origin::Known(None) => owners.frame(&frame, None, sink)?,
+            Origin::Known(host_pid) => owners.frame(&Frame { host_pid, ..frame }, None, sink)?,
         },
-        Err(error) => sink.event(&Event::bad_frame(&error.to_string(), frame.len()), b""),
+        Err(error) => sink.event(&Event::bad_frame(&error.to_string(), frame.len()), b"")?,
     }
-    true
+    Ok(true)
 }
 
 /// The state of a thread, as ps(1) has it; `None`: there is no such thread.

@@ -6,10 +6,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use gttr::Frame;
+use socktrace_event::{Event, Layer, Sink, Taken};
 
-use crate::event::Event;
-use crate::sender::Sender;
-use crate::sink::Sink;
+use crate::owners::Owners;
 
 /// So many pairs of numbers are remembered; more are asked for again.
 const MAX_REMEMBERED: usize = 4096;
@@ -83,37 +82,21 @@ pub(super) fn find_thread(process: u32, tid: u32) -> Option<u32> {
     })
 }
 
-/// A [`Sink`] in front of another: says of frames which process has sent them.
+/// In front of a sink: says of frames which process has sent them, and keeps apart what is another user's.
 pub(super) struct Attributed<'s> {
-    pub(super) sink: &'s mut dyn Sink,
     pub(super) senders: &'s mut Senders,
+    pub(super) owners: &'s mut Owners,
     /// The number here of the process that has sent what comes now; none: the kernel does not say.
     pub(super) sender: Option<u32>,
 }
 
-impl Sink for Attributed<'_> {
-    fn sender(&mut self, sender: Sender, channel: u64) {
-        self.sink.sender(sender, channel);
-    }
-
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
-        self.sink.event(event, payload);
-    }
-
-    fn frame(&mut self, frame: &Frame<'_>) {
+impl Layer for Attributed<'_> {
+    fn frame<S: Sink + ?Sized>(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>, to: &mut S) -> Taken<S::Error> {
         let pid = self.sender.and_then(|sender| Some((sender, frame.pid()?)));
         match pid.and_then(|(sender, pid)| self.senders.host_pid(sender, pid)) {
-            None => self.sink.frame(frame),
-            host_pid => self.sink.frame(&Frame { host_pid, ..*frame }),
+            None => self.owners.frame(frame, event, to),
+            host_pid => self.owners.frame(&Frame { host_pid, ..*frame }, event, to),
         }
-    }
-
-    fn is_recorded(&self, frame: &Frame<'_>) -> bool {
-        self.sink.is_recorded(frame)
-    }
-
-    fn flush(&mut self) -> bool {
-        self.sink.flush()
     }
 }
 

@@ -10,13 +10,13 @@ use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
+use socktrace_event::{Limited, notice};
 
-use super::Source;
+use super::Socket;
 use super::ancillary::{Came, receive};
 use super::handoff::{Handoff, Part};
 use crate::descriptors::agent_share;
 use crate::listen::Bound;
-use crate::notice::{Limited, notice};
 use crate::sender::Sender;
 use crate::shares::{Shares, Verdict};
 
@@ -240,7 +240,7 @@ impl AsFd for Agents<'_> {
     }
 }
 
-impl Source for Agents<'_> {
+impl Socket for Agents<'_> {
     fn receive(&mut self, to: &Handoff) -> io::Result<usize> {
         let mut taken = 0;
         if !self.accepting {

@@ -10,16 +10,15 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
-use socktrace_collect::event::Direction;
-use socktrace_collect::printable::name;
-use socktrace_collect::{Event, EventType, ProcessId};
+use socktrace_event::printable::name;
+use socktrace_event::{Close, Data, Direction, Event, ProcessId, What};
 
-use crate::decode::{DBUS_PORT, Decode, UNKNOWN_PORT};
 use crate::pairs::Pairs;
+use crate::ports::{DBUS_PORT, Ports, UNKNOWN_PORT};
 use crate::processes::Processes;
 use crate::stream::Track;
 use crate::survey::{Key, Survey, View, index};
-use crate::{Captured, Exporter, comment, is_client, is_datagram, is_midstream, time_of};
+use crate::{Captured, Exporter, comment, is_client, is_datagram, is_from_start};
 use addresses::Addresses;
 use blocks::Blocks;
 use conversation::{Conversation, Endpoint, Side};
@@ -74,7 +73,7 @@ struct Pending {
 #[derive(Debug)]
 pub struct Pcapng<W: Write> {
     blocks: Blocks<W>,
-    decode: Decode,
+    ports: Ports,
     processes: Processes,
     pairs: Pairs,
     addresses: Addresses,
@@ -94,10 +93,10 @@ impl<W: Write> Pcapng<W> {
     /// # Errors
     ///
     /// Those of the writer.
-    pub fn new(writer: W, decode: Decode) -> io::Result<Self> {
+    pub fn new(writer: W, ports: Ports) -> io::Result<Self> {
         Ok(Self {
             blocks: Blocks::new(writer)?,
-            decode,
+            ports,
             processes: Processes::default(),
             pairs: Pairs::default(),
             addresses: Addresses::new(),
@@ -131,11 +130,10 @@ impl<W: Write> Pcapng<W> {
             return;
         }
         let view = survey.view(key).unwrap_or_else(|| self.live_view(key, event, survey));
-        let is_resumed = event.how.as_deref().is_some_and(|how| how.starts_with("resumed:"));
         let end = End {
             view,
             is_client: is_client(event),
-            from_start: event.kind == EventType::Open && !is_resumed,
+            from_start: is_from_start(event),
             tracks: Default::default(),
             users: event.process().into_iter().collect(),
         };
@@ -144,8 +142,9 @@ impl<W: Write> Pcapng<W> {
         if view.is_shown() && !is_known {
             let (client, server) = self.names(event, &end, survey);
             let is_datagram = is_datagram(event);
-            let syn = !is_midstream(event) && !is_datagram;
-            let handshake = syn.then(|| (time_of(event), comment::of_event(event, &self.processes)));
+            // Of one that was open before it was traced, the beginning was not seen.
+            let syn = matches!(&event.what, What::Open(open) if !open.how.contains(':')) && !is_datagram;
+            let handshake = syn.then(|| (event.time_ns(), comment::of_event(event, &self.processes)));
             let ends = view.shown_ends;
             self.pending.insert(conversation, Pending { client, server, is_datagram, handshake, ends });
         }
@@ -154,11 +153,9 @@ impl<W: Write> Pcapng<W> {
 
     /// What there is to be known of a connection that was not surveyed: the end that is heard of first is shown.
     fn live_view(&mut self, key: Key, event: &Event<'_>, survey: &Survey) -> View {
-        let port = event.path.as_deref().and_then(|path| self.decode.by_path(path));
-        if event.kind != EventType::Open {
-            return View::alone(key, port);
-        }
-        let Some(other) = self.pairs.other_end(event).map(|other| survey.key(other)) else {
+        let port = event.path().and_then(|path| self.ports.by_path(path));
+        let What::Open(open) = &event.what else { return View::alone(key, port) };
+        let Some(other) = self.pairs.other_end(open).map(|other| survey.key(other)) else {
             return View::alone(key, port);
         };
         match self.ends.peek(&other) {
@@ -181,7 +178,7 @@ impl<W: Write> Pcapng<W> {
         let own = event.process().map(label);
         let peer = end.view.peer.or(event.peer_process()).map(label);
         let (client, server) = if end.is_client { (own, peer) } else { (peer, own) };
-        let path = name(event.path.as_deref().unwrap_or_default());
+        let path = name(event.path().unwrap_or_default());
         let server = match (server, path.is_empty()) {
             (Some(server), false) => format!("{server}:{path}"),
             (Some(server), true) => server,
@@ -219,8 +216,9 @@ impl<W: Write> Pcapng<W> {
         Ok(address)
     }
 
-    fn data(&mut self, key: Key, event: &Event<'_>, payload: Captured<'_>) -> io::Result<()> {
-        let (Some(end), Some(direction)) = (self.ends.get_mut(&key), event.direction) else { return Ok(()) };
+    fn data(&mut self, key: Key, event: &Event<'_>, data: &Data<'_>, payload: Captured<'_>) -> io::Result<()> {
+        let direction = data.direction;
+        let Some(end) = self.ends.get_mut(&key).filter(|_| direction != Direction::None) else { return Ok(()) };
         if let Some(process) = event.process()
             && !end.users.contains(&process)
             && end.users.len() < MAX_USERS
@@ -231,33 +229,28 @@ impl<W: Write> Pcapng<W> {
             return Ok(());
         }
         let from_client = (direction == Direction::Out) == end.is_client;
-        let place = end.tracks[index(direction)].place(event, end.from_start);
+        let place = end.tracks[index(direction)].place(event.process(), data, end.from_start);
         let conversation = end.view.conversation;
         if self.pending.contains_key(&conversation) {
-            let port = end.view.port.or_else(|| Decode::by_bytes(payload.bytes, from_client));
+            let port = end.view.port.or_else(|| Ports::by_bytes(payload.bytes, from_client));
             self.start(conversation, port.unwrap_or(UNKNOWN_PORT))?;
         }
         let Some(talk) = self.talks.get_mut(&conversation) else { return Ok(()) };
-        let total = event.total.or(event.size).unwrap_or(0);
-        let (ns, bytes) = (time_of(event), payload.bytes);
+        let (total, ns, bytes) = (data.moved(), event.time_ns(), payload.bytes);
         let mut comment = comment::of_event(event, &self.processes);
-        comment.push_str(&match event.parts {
+        comment.push_str(&match data.parts {
             Some(parts) if parts > 1 => {
-                format!(", part {} of {parts} of {total} bytes", event.part.unwrap_or(0).saturating_add(1))
+                format!(", part {} of {parts} of {total} bytes", data.part.unwrap_or(0).saturating_add(1))
             }
             _ => format!(", {total} bytes"),
         });
-        if let Some(missing) = comment::of_payload(event, payload) {
+        if let Some(missing) = comment::of_payload(data, payload) {
             comment.push_str(", ");
             comment.push_str(&missing);
         }
         let side = Side::of(from_client);
         if talk.is_datagram {
-            let missing = match event.parts {
-                Some(parts) if parts > 1 => event.size.unwrap_or(0),
-                _ => total,
-            };
-            let missing = missing.saturating_sub(bytes.len() as u64);
+            let missing = if data.is_split() { data.size } else { total }.saturating_sub(bytes.len() as u64);
             return talk.conversation.datagram(&mut self.blocks, side, (bytes, missing), ns, &comment);
         }
         talk.conversation.message(&mut self.blocks, (side, place), bytes, ns, &comment)?;
@@ -275,7 +268,7 @@ impl<W: Write> Pcapng<W> {
         }
         let (side, conversation) = (Side::of(end.is_client), end.view.conversation);
         let comment = comment::of_event(event, &self.processes);
-        self.finish_side(conversation, side, time_of(event), &comment)
+        self.finish_side(conversation, side, event.time_ns(), &comment)
     }
 
     /// A connection's last descriptor was closed.
@@ -285,7 +278,7 @@ impl<W: Write> Pcapng<W> {
         let comment = comment::of_event(event, &self.processes);
         for (direction, side) in [(Direction::Out, side), (Direction::In, side.other())] {
             if view.takes[index(direction)] {
-                self.finish_side(view.conversation, side, time_of(event), &comment)?;
+                self.finish_side(view.conversation, side, event.time_ns(), &comment)?;
             }
         }
         Ok(())
@@ -320,26 +313,25 @@ impl<W: Write> Pcapng<W> {
 
 /// Whether a close event is the end of a connection, and not of a direction, nor a datagram socket's change of its peer.
 fn is_end(event: &Event<'_>) -> bool {
-    let how = event.how.as_deref().unwrap_or_default();
-    event.kind == EventType::Close && !how.starts_with("shutdown:")
+    matches!(&event.what, What::Close(close) if !close.how.starts_with("shutdown:"))
 }
 
-/// Whether a close event says that the traced end sends no more (`SHUT_WR`, `SHUT_RDWR`).
-fn shuts_sending(event: &Event<'_>) -> bool {
-    event.how.as_deref().is_some_and(|how| how.starts_with("shutdown:") && how.ends_with("WR"))
+/// Whether one says that the traced end sends no more (`SHUT_WR`, `SHUT_RDWR`).
+fn shuts_sending(close: &Close<'_>) -> bool {
+    close.how.starts_with("shutdown:") && close.how.ends_with("WR")
 }
 
 impl<W: Write> Exporter for Pcapng<W> {
     fn event(&mut self, event: &Event<'_>, payload: Captured<'_>, survey: &Survey) -> io::Result<()> {
         self.processes.note(event);
-        if event.kind == EventType::Lost {
-            self.lost = self.lost.saturating_add(event.events.unwrap_or(1));
+        if let What::Lost(lost) = &event.what {
+            self.lost = self.lost.saturating_add(lost.events.unwrap_or(1));
         }
-        let Some(conn_id) = event.conn_id.as_deref() else { return Ok(()) };
+        let Some(conn_id) = event.conn_id() else { return Ok(()) };
         let key = survey.key(conn_id);
         let is_live = survey.view(key).is_none();
-        match event.kind {
-            EventType::Open | EventType::Data => {
+        match &event.what {
+            What::Open(_) | What::Data(_) => {
                 self.begin(key, event, survey);
                 let port = self.ends.get(&key).map(|end| (end.view.conversation, end.view.port));
                 // A connection that was surveyed has said all there is to be known.
@@ -349,13 +341,13 @@ impl<W: Write> Exporter for Pcapng<W> {
                 {
                     self.start(conversation, port.unwrap_or(UNKNOWN_PORT))?;
                 }
-                if event.kind == EventType::Data {
-                    self.data(key, event, payload)?;
+                if let What::Data(data) = &event.what {
+                    self.data(key, event, data, payload)?;
                 }
             }
-            EventType::Close if shuts_sending(event) => self.shut(key, event)?,
-            EventType::Close if !is_end(event) => {}
-            EventType::Close if is_live => {
+            What::Close(close) if shuts_sending(close) => self.shut(key, event)?,
+            What::Close(_) if !is_end(event) => {}
+            What::Close(_) if is_live => {
                 let is_last = self.ends.get_mut(&key).is_some_and(|end| {
                     end.users.retain(|&process| Some(process) != event.process());
                     end.users.is_empty()
@@ -384,7 +376,7 @@ impl<W: Write> Exporter for Pcapng<W> {
     }
 
     fn forget(&mut self, event: &Event<'_>, survey: &Survey) -> io::Result<()> {
-        let Some(conn_id) = event.conn_id.as_deref() else { return Ok(()) };
+        let Some(conn_id) = event.conn_id() else { return Ok(()) };
         let key = survey.key(conn_id);
         if is_end(event) {
             self.close(key, event)?;

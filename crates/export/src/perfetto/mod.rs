@@ -8,13 +8,12 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use prost::Message;
-use socktrace_collect::event::Direction;
-use socktrace_collect::{Event, EventType, ProcessId, printable};
+use socktrace_event::{Data, Direction, Event, ProcessId, What, printable};
 
 use crate::processes::Processes;
 use crate::stream::{Place, Track};
 use crate::survey::{Key, Survey, index};
-use crate::{Captured, Exporter, comment, is_client, is_datagram, time_of};
+use crate::{Captured, Exporter, comment, is_client, is_datagram, is_from_start};
 use flows::{Flows, Received};
 use schema::{
     BOOTTIME, Clock, ClockSnapshot, DebugAnnotation, EventKind, ProcessDescriptor, REALTIME, Trace, TracePacket,
@@ -99,20 +98,19 @@ impl<W: Write> Perfetto<W> {
         let peer = view.and_then(|view| view.peer);
         let has_peer = view.is_some_and(|view| view.is_paired);
         let peer = peer.or(event.peer_process()).map(|process| survey.processes.label(process));
-        let path = printable::name(event.path.as_deref().unwrap_or_default());
+        let path = printable::name(event.path().unwrap_or_default());
         let name = match (path.is_empty(), peer) {
             (false, Some(peer)) => format!("{path} {peer}"),
             (false, None) => path.into_owned(),
             (true, Some(peer)) => peer,
             (true, None) => "unnamed".to_owned(),
         };
-        let is_resumed = event.how.as_deref().is_some_and(|how| how.starts_with("resumed:"));
         let end = End {
             conversation,
             has_peer,
             is_client: is_client(event),
             is_datagram: is_datagram(event),
-            from_start: event.kind == EventType::Open && !is_resumed,
+            from_start: is_from_start(event),
             name,
             tracks: Default::default(),
             lanes: HashMap::new(),
@@ -123,14 +121,15 @@ impl<W: Write> Perfetto<W> {
         self.ends.insert(key, end);
     }
 
-    fn data(&mut self, key: Key, event: &Event<'_>, payload: Captured<'_>) -> io::Result<()> {
-        let (Some(end), Some(direction)) = (self.ends.get_mut(&key), event.direction) else { return Ok(()) };
-        let place = end.tracks[index(direction)].place(event, end.from_start);
+    fn data(&mut self, key: Key, event: &Event<'_>, data: &Data<'_>, payload: Captured<'_>) -> io::Result<()> {
+        let direction = data.direction;
+        let Some(end) = self.ends.get_mut(&key).filter(|_| direction != Direction::None) else { return Ok(()) };
+        let place = end.tracks[index(direction)].place(event.process(), data, end.from_start);
         // A call's first frame stands for all of them.
-        if event.part.unwrap_or(0) > 0 {
+        if !data.is_first() {
             return Ok(());
         }
-        let total = event.total.or(event.size).unwrap_or(0);
+        let total = data.moved();
         let place = Place { at: place.at, until: place.at.saturating_add(total) };
         let is_sent = direction == Direction::Out;
         let (mut received, mut sent) = (Received::default(), Vec::new());
@@ -143,17 +142,17 @@ impl<W: Write> Perfetto<W> {
                 flows.sent(place, self.flows);
                 sent.push(self.flows);
             } else if end.is_datagram {
-                received = flows.datagram(place, event.truncated.is_some());
+                received = flows.datagram(place, data.truncated.is_some());
             } else {
                 received = flows.received(place);
             }
         }
-        let (begin, until) = span(event, is_sent);
+        let (begin, until) = span(event, data);
         let process = event.process().unwrap_or(ProcessId::Here(0));
         let parent = self.writer.process(process, &self.processes, &mut self.process_tracks)?;
         let lane = self.writer.lane(end.lanes.entry(parent).or_default(), (begin, until), parent, &end.name)?;
         sent.extend(received.part);
-        let call = event.call.as_deref().unwrap_or(if is_sent { "sent" } else { "received" });
+        let call = data.call.as_deref().unwrap_or(if is_sent { "sent" } else { "received" });
         let slice = TrackEvent {
             r#type: Some(EventKind::SliceBegin.into()),
             track_uuid: Some(lane),
@@ -161,7 +160,7 @@ impl<W: Write> Perfetto<W> {
             name: Some(printable::sentence(&format!("{call} {total} B")).into_owned()),
             flow_ids: sent,
             terminating_flow_ids: received.whole,
-            debug_annotations: annotations(event, payload, total, &self.processes),
+            debug_annotations: annotations(event, data, payload, &self.processes),
         };
         self.messages += 1;
         self.writer.event(begin, slice)?;
@@ -172,17 +171,23 @@ impl<W: Write> Perfetto<W> {
 }
 
 /// From when to when a call went, in nanoseconds: `ts_ns` is when it began to send, or had received.
-fn span(event: &Event<'_>, is_sent: bool) -> (u64, u64) {
-    let (ns, duration) = (time_of(event), event.duration_ns.unwrap_or(0));
+fn span(event: &Event<'_>, data: &Data<'_>) -> (u64, u64) {
+    let (ns, duration) = (event.time_ns(), data.duration_ns.unwrap_or(0));
+    let is_sent = data.direction == Direction::Out;
     let begin = event.entered_ns.unwrap_or(if is_sent { ns } else { ns.saturating_sub(duration) });
     (begin, begin.saturating_add(duration).max(if is_sent { begin } else { ns }))
 }
 
-fn annotations(event: &Event<'_>, payload: Captured<'_>, total: u64, processes: &Processes) -> Vec<DebugAnnotation> {
+fn annotations(
+    event: &Event<'_>,
+    data: &Data<'_>,
+    payload: Captured<'_>,
+    processes: &Processes,
+) -> Vec<DebugAnnotation> {
     let named = |name: &str| DebugAnnotation { name: Some(name.to_owned()), ..DebugAnnotation::default() };
     let number = |name, value| DebugAnnotation { uint_value: Some(value), ..named(name) };
     let text = |name, value| DebugAnnotation { string_value: Some(value), ..named(name) };
-    let mut all = vec![number("size", total)];
+    let mut all = vec![number("size", data.moved())];
     if !payload.bytes.is_empty() {
         all.push(text("preview", preview(payload.bytes)));
     }
@@ -193,7 +198,7 @@ fn annotations(event: &Event<'_>, payload: Captured<'_>, total: u64, processes: 
     if let Some(tid) = event.tid {
         all.push(number("thread", tid.into()));
     }
-    if let Some(missing) = comment::of_capture(event) {
+    if let Some(missing) = comment::of_capture(data) {
         all.push(text("missing", missing));
     }
     all
@@ -284,15 +289,18 @@ impl<W: Write> Exporter for Perfetto<W> {
     fn event(&mut self, event: &Event<'_>, payload: Captured<'_>, survey: &Survey) -> io::Result<()> {
         self.processes.note(event);
         // The kernel has given a number out again: another process, and another track.
-        if let (EventType::Fork, Some(process)) = (event.kind, event.process()) {
+        if let (What::Fork(_), Some(process)) = (&event.what, event.process()) {
             self.process_tracks.remove(&process);
         }
-        let Some(conn_id) = event.conn_id.as_deref() else { return Ok(()) };
+        let Some(conn_id) = event.conn_id() else { return Ok(()) };
         let key = survey.key(conn_id);
-        if matches!(event.kind, EventType::Open | EventType::Data) {
+        if matches!(event.what, What::Open(_) | What::Data(_)) {
             self.begin(key, event, survey);
         }
-        if event.kind == EventType::Data { self.data(key, event, payload) } else { Ok(()) }
+        match &event.what {
+            What::Data(data) => self.data(key, event, data, payload),
+            _ => Ok(()),
+        }
     }
 
     fn needed_bytes(&self) -> usize {
@@ -300,7 +308,7 @@ impl<W: Write> Exporter for Perfetto<W> {
     }
 
     fn forget(&mut self, event: &Event<'_>, survey: &Survey) -> io::Result<()> {
-        let Some(end) = event.conn_id.as_deref().and_then(|conn_id| self.ends.remove(&survey.key(conn_id))) else {
+        let Some(end) = event.conn_id().and_then(|conn_id| self.ends.remove(&survey.key(conn_id))) else {
             return Ok(());
         };
         if end.has_peer

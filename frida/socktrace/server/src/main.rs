@@ -7,7 +7,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use socktrace_collect::{Contents, SockType, errno, notice, serve};
+use socktrace_collect::SockType;
+use socktrace_event::{errno, notice};
+use socktrace_recording::Contents;
+use socktrace_server::serve;
 
 /// Records what traced processes send: OUT_DIR/events.jsonl, and OUT_DIR/<conn_id>.in.bin and .out.bin per connection.
 ///

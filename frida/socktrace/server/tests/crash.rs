@@ -17,7 +17,9 @@ use gttr::{Direction, Ext, ExtWriter, Frame, FrameType};
 use harness::{Server, encode, noise, until};
 use rustix::process::Signal;
 use serde::Deserialize;
-use socktrace_collect::{Contents, Recorder, Sink, decode};
+use socktrace_collect::decode;
+use socktrace_event::Sink;
+use socktrace_recording::{Contents, Recorder};
 
 /// How often the server is killed, half of that for each transport, unless SOCKTRACE_KILLS says otherwise.
 const KILLS: u64 = 200;
@@ -175,7 +177,7 @@ fn killed_under_load_by_stream() {
 fn feed(recorder: &mut Recorder, seqs: Range<u64>) {
     for seq in seqs {
         let frame = frame(seq);
-        decode::datagram(&frame, frame.len(), recorder);
+        decode::datagram(&frame, frame.len(), recorder).unwrap();
     }
 }
 
@@ -200,7 +202,7 @@ fn recorded(out: &Path, batches: &[u64]) {
     for &count in batches {
         feed(&mut recorder, from..from + count);
         from += count;
-        assert!(recorder.flush());
+        assert!(recorder.flush().unwrap());
     }
 }
 
@@ -269,12 +271,13 @@ fn what_was_recorded_is_known_to_the_next() {
     let mut recorder = open(&out);
     assert_eq!(known(&mut recorder), (31..=50).collect::<Vec<_>>());
     feed(&mut recorder, 51..61);
-    assert!(recorder.flush());
+    assert!(recorder.flush().unwrap());
     drop(recorder);
     let mut recorder = open(&out);
     assert_eq!(known(&mut recorder), (31..=60).collect::<Vec<_>>());
-    recorder.flush();
-    recorder.finish("test");
+    recorder.flush().unwrap();
+    recorder.finish("test").unwrap();
+    drop(recorder);
     assert!(known(&mut open(&out)).is_empty());
     assert_whole(&out);
 }

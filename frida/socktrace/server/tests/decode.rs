@@ -2,24 +2,26 @@
 
 mod harness;
 
+use std::convert::Infallible;
+
 use gttr::{Credentials, Direction, Ext, ExtWriter, Frame, FrameType, PassedFd};
 use harness::{assert_golden, data, encode, golden_frames, noise};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use socktrace_collect::{Event, EventType, Sender, Sink, decode};
+use socktrace_collect::{Sender, decode};
+use socktrace_event::{Event, EventType, Sink, Taken, What};
 
 /// Keeps lines as they would be written.
 #[derive(Default)]
 struct Lines(Vec<String>, Vec<u8>);
 
 impl Sink for Lines {
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) {
+    type Error = Infallible;
+
+    fn event(&mut self, event: &Event<'_>, payload: &[u8]) -> Taken<Infallible> {
         self.0.push(serde_json::to_string(event).unwrap());
         self.1.extend_from_slice(payload);
-    }
-
-    fn flush(&mut self) -> bool {
-        true
+        Ok(())
     }
 }
 
@@ -31,7 +33,7 @@ impl Lines {
 
 fn of_datagram(bytes: &[u8]) -> Value {
     let mut lines = Lines::default();
-    decode::datagram(bytes, bytes.len(), &mut lines);
+    decode::datagram(bytes, bytes.len(), &mut lines).unwrap();
     assert_eq!(lines.0.len(), 1);
     lines.values().remove(0)
 }
@@ -40,7 +42,7 @@ fn of_datagram(bytes: &[u8]) -> Value {
 fn golden_frames_as_datagrams() {
     let mut lines = Lines::default();
     for frame in golden_frames() {
-        decode::datagram(&frame, frame.len(), &mut lines);
+        decode::datagram(&frame, frame.len(), &mut lines).unwrap();
     }
     assert_golden(&lines.values());
 }
@@ -51,9 +53,9 @@ fn golden_frames_as_a_stream_cut_at_every_byte() {
     for cut in 0..=bytes.len() {
         let mut lines = Lines::default();
         let mut stream = decode::Stream::default();
-        stream.feed(&bytes[..cut], &mut lines);
-        stream.feed(&bytes[cut..], &mut lines);
-        stream.finish(&mut lines);
+        stream.feed(&bytes[..cut], &mut lines).unwrap();
+        stream.feed(&bytes[cut..], &mut lines).unwrap();
+        stream.finish(&mut lines).unwrap();
         assert_golden(&lines.values());
     }
 }
@@ -63,9 +65,9 @@ fn golden_frames_as_a_stream_byte_by_byte() {
     let mut lines = Lines::default();
     let mut stream = decode::Stream::default();
     for byte in golden_frames().concat() {
-        stream.feed(&[byte], &mut lines);
+        stream.feed(&[byte], &mut lines).unwrap();
     }
-    stream.finish(&mut lines);
+    stream.finish(&mut lines).unwrap();
     assert_golden(&lines.values());
 }
 
@@ -73,7 +75,7 @@ fn golden_frames_as_a_stream_byte_by_byte() {
 fn fields_stand_in_their_order() {
     let mut lines = Lines::default();
     let frame = data(b"c:1", Direction::In, b"ping");
-    decode::datagram(&frame, frame.len(), &mut lines);
+    decode::datagram(&frame, frame.len(), &mut lines).unwrap();
     assert_eq!(
         lines.0[0],
         r#"{"type":"data","ts_ms":1,"fd":7,"direction":"in","path":"/tmp/x","conn_id":"c:1","size":4}"#
@@ -162,7 +164,7 @@ fn text_is_escaped_not_replaced() {
 fn a_connection_that_cannot_name_its_file_says_which_it_is() {
     let event = of_datagram(&data(b"../../etc/passwd", Direction::In, b"x"));
     let file = event["file"].as_str().unwrap();
-    assert_eq!(file, socktrace_collect::util::safe_filename(b"../../etc/passwd"));
+    assert_eq!(file, socktrace_event::util::safe_filename(b"../../etc/passwd"));
     assert!(!file.contains('/'));
     assert_eq!(of_datagram(&data(b"plain", Direction::In, b"x")).get("file"), None);
 }
@@ -181,7 +183,7 @@ fn what_is_no_frame_is_a_bad_frame() {
     // The buffer was too small for the datagram.
     let frame = data(b"c", Direction::In, &[0; 100]);
     let mut lines = Lines::default();
-    decode::datagram(&frame[..90], frame.len(), &mut lines);
+    decode::datagram(&frame[..90], frame.len(), &mut lines).unwrap();
     let event = &lines.values()[0];
     assert_eq!((&event["type"], &event["size"]), (&json!("bad_frame"), &json!(frame.len())));
     assert!(event["error"].as_str().unwrap().contains("the limit is 90 bytes"), "{event}");
@@ -194,8 +196,8 @@ fn garbage_in_a_stream_is_reported_once() {
     for step in [1, 7, bytes.len()] {
         let mut lines = Lines::default();
         let mut stream = decode::Stream::default();
-        bytes.chunks(step).for_each(|chunk| stream.feed(chunk, &mut lines));
-        stream.finish(&mut lines);
+        bytes.chunks(step).for_each(|chunk| stream.feed(chunk, &mut lines).unwrap());
+        stream.finish(&mut lines).unwrap();
         let values = lines.values();
         let seen: Vec<_> = values.iter().map(|e| (e["type"].as_str().unwrap(), e["size"].as_u64().unwrap())).collect();
         assert_eq!(seen, [("bad_frame", 11), ("data", 4), ("bad_frame", 8), ("data", 4), ("bad_frame", 40)]);
@@ -212,7 +214,7 @@ fn a_stream_holds_no_more_than_a_frame() {
     let frame = data(b"c", Direction::In, &payload);
     for _ in 0..3 {
         for chunk in frame.chunks(9999) {
-            stream.feed(chunk, &mut lines);
+            stream.feed(chunk, &mut lines).unwrap();
             assert!(stream.held() < frame.len());
         }
     }
@@ -230,12 +232,12 @@ fn agents_together_hold_no_more_than_the_limit() {
     let [greedy, other, of_other_user] = [(1, 0), (2, 0), (3, 1000)].map(|(pid, uid)| Sender { pid, uid });
     // Those who have less keep it, whoever comes last.
     let good = [(100, other), (101, of_other_user)];
-    good.iter().for_each(|&(agent, sender)| streams.feed(agent, sender, &frame[..3 * MIB], &mut lines));
+    good.iter().for_each(|&(agent, sender)| streams.feed(agent, sender, &frame[..3 * MIB], &mut lines).unwrap());
     for agent in 0..17 {
-        unfinished.chunks(MIB).for_each(|chunk| streams.feed(agent, greedy, chunk, &mut lines));
+        unfinished.chunks(MIB).for_each(|chunk| streams.feed(agent, greedy, chunk, &mut lines).unwrap());
     }
-    good.iter().for_each(|&(agent, sender)| streams.feed(agent, sender, &frame[3 * MIB..], &mut lines));
-    (0..17).for_each(|agent| streams.end(agent, &mut lines));
+    good.iter().for_each(|&(agent, sender)| streams.feed(agent, sender, &frame[3 * MIB..], &mut lines).unwrap());
+    (0..17).for_each(|agent| streams.end(agent, &mut lines).unwrap());
     // What was cut off is counted.
     let values = lines.values();
     assert_eq!(values.iter().filter(|e| e["type"] == "data" && e["size"] == 16 * MIB).count(), 2);
@@ -252,22 +254,22 @@ fn events_are_read_back_as_they_were_written() {
     let line = serde_json::to_string(&event).unwrap();
     assert_eq!(serde_json::from_str::<Event<'_>>(&line).unwrap(), event);
     let newer = r#"{"type":"from_the_future","ts_ms":3,"what":[]}"#;
-    assert_eq!(serde_json::from_str::<Event<'_>>(newer).unwrap().kind, EventType::Unknown);
+    assert_eq!(serde_json::from_str::<Event<'_>>(newer).unwrap().kind(), EventType::Unknown);
     let borrowed: Event<'_> = serde_json::from_str(&line).unwrap();
-    assert!(matches!(borrowed.path.unwrap().0, std::borrow::Cow::Borrowed("/p")));
+    assert!(matches!(borrowed.what, What::Open(open) if matches!(open.path.0, std::borrow::Cow::Borrowed("/p"))));
 }
 
 proptest! {
     #[test]
     fn any_bytes_give_events(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 0usize..300) {
         let mut lines = Lines::default();
-        decode::datagram(&bytes, bytes.len(), &mut lines);
+        decode::datagram(&bytes, bytes.len(), &mut lines).unwrap();
         prop_assert_eq!(lines.0.len(), 1);
         let mut stream = decode::Stream::default();
         let cut = cut.min(bytes.len());
-        stream.feed(&bytes[..cut], &mut lines);
-        stream.feed(&bytes[cut..], &mut lines);
-        stream.finish(&mut lines);
+        stream.feed(&bytes[..cut], &mut lines).unwrap();
+        stream.feed(&bytes[cut..], &mut lines).unwrap();
+        stream.finish(&mut lines).unwrap();
         prop_assert_eq!(stream.held(), 0);
     }
 
@@ -283,8 +285,8 @@ proptest! {
         }
         let mut lines = Lines::default();
         let mut stream = decode::Stream::default();
-        bytes.chunks(step).for_each(|chunk| stream.feed(chunk, &mut lines));
-        stream.finish(&mut lines);
+        bytes.chunks(step).for_each(|chunk| stream.feed(chunk, &mut lines).unwrap());
+        stream.finish(&mut lines).unwrap();
         let frame_overhead = data(b"c", Direction::In, b"").len() as u64;
         let accounted: u64 = lines.values().iter().map(|e| {
             e["size"].as_u64().unwrap() + if e["type"] == "data" { frame_overhead } else { 0 }

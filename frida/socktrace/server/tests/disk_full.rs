@@ -11,7 +11,9 @@ use gttr::{Direction, Frame, FrameType};
 use harness::{Server, data, encode, events_in, noise, skipped, sum, until};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
-use socktrace_collect::{Contents, Recorder, Sink, decode};
+use socktrace_collect::decode;
+use socktrace_event::Sink;
+use socktrace_recording::{Contents, Recorder};
 use tempfile::TempDir;
 
 /// A small disk, mounted where the server is to write.
@@ -109,13 +111,13 @@ fn recovers_and_says_what_is_missing() {
     let mut recorder = Recorder::open(&disk.0, Contents::All).unwrap();
     for _ in 0..2 {
         disk.fill(100 << 10);
-        sent.send(3000, |frame| decode::datagram(frame, frame.len(), &mut recorder));
-        assert!(!recorder.flush());
+        sent.send(3000, |frame| decode::datagram(frame, frame.len(), &mut recorder).unwrap());
+        assert!(!recorder.flush().unwrap());
         disk.free();
-        until("room again", || recorder.flush());
-        sent.send(100, |frame| decode::datagram(frame, frame.len(), &mut recorder));
+        until("room again", || recorder.flush().unwrap());
+        sent.send(100, |frame| decode::datagram(frame, frame.len(), &mut recorder).unwrap());
     }
-    recorder.finish("test");
+    recorder.finish("test").unwrap();
     let events = events_in(&disk.0);
     sent.assert_accounted_for(&disk.0, &events);
     for field in ["events", "bytes"] {

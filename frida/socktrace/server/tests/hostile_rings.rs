@@ -3,6 +3,7 @@
 
 mod harness;
 
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +17,8 @@ use harness::{Server, data, encode, noise, until};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
-use socktrace_collect::{Event, EventType, Sink, SockType, Stop, listen, receive};
+use socktrace_collect::{SockType, listen};
+use socktrace_event::{Event, EventType, Sink, Source, Stop, Taken};
 use socktrace_ring::{MAX_RING_LEN, MIN_RING_LEN, Memory, PAGE_LEN, Words, Writer, create};
 
 /// What the well-behaved agent says at a time, in bytes, and how often while the others do their worst.
@@ -311,14 +313,13 @@ struct Slow {
 }
 
 impl Sink for Slow {
-    fn event(&mut self, event: &Event<'_>, _: &[u8]) {
-        thread::sleep(Duration::from_millis(1));
-        self.messages += u64::from(event.kind == EventType::Data);
-        self.losses += u64::from(event.kind == EventType::Lost);
-    }
+    type Error = Infallible;
 
-    fn flush(&mut self) -> bool {
-        true
+    fn event(&mut self, event: &Event<'_>, _: &[u8]) -> Taken<Infallible> {
+        thread::sleep(Duration::from_millis(1));
+        self.messages += u64::from(event.kind() == EventType::Data);
+        self.losses += u64::from(event.kind() == EventType::Lost);
+        Ok(())
     }
 }
 
@@ -338,6 +339,6 @@ fn what_a_process_that_is_gone_has_said_is_taken_by_a_slow_server() {
     let stop = Stop::new().unwrap();
     stop.handle().stop();
     let mut slow = Slow::default();
-    receive::run(&bound, &stop, &mut slow).unwrap();
+    bound.run(&stop, &mut slow).unwrap();
     assert_eq!((slow.messages, slow.losses), (SAID, 0));
 }
