@@ -259,3 +259,78 @@ fn a_number_that_is_given_out_again_is_another_process() {
         }
     }
 }
+
+/// Process 1 of a pid namespace, which takes an empty root directory and forks children that each are process 1 of their own, as
+/// Chromium's sandbox does. Each says its letter some times, while the others do.
+const SANDBOX: &str = r#"
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void say(char letter) {
+    int pair[2];
+    char got;
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) _exit(10);
+    for (int i = 0; i < 10; i++) {
+        if (send(pair[0], &letter, 1, 0) != 1 || recv(pair[1], &got, 1, 0) != 1) _exit(11);
+        usleep(10000);
+    }
+}
+
+static int make(void) { return syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0); }
+
+int main(int argc, char **argv) {
+    (void)argc;
+    int status, failed = 0;
+    if (make() == 0) {
+        say('z');
+        if (chroot(argv[1]) || chdir("/")) _exit(12);
+        for (char letter = 'a'; letter <= 'c'; letter++) {
+            if (make() == 0) {
+                say(letter);
+                _exit(0);
+            }
+        }
+        while (wait(&status) > 0) failed |= status;
+        say('y');
+        _exit(failed != 0);
+    }
+    wait(&status);
+    return WEXITSTATUS(status);
+}
+"#;
+
+#[test]
+fn processes_1_that_cannot_reach_the_collector() {
+    if !has_namespaces("processes_1_that_cannot_reach_the_collector") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "sandbox", SANDBOX, &[]);
+    let (empty, kept) = (folder.path().join("empty"), folder.path().join("kept"));
+    fs::create_dir(&empty).unwrap();
+    let options = ["run", "-w", kept.to_str().unwrap(), "-o", "/dev/null", "--"];
+    let done = outcome(socktrace(&options).arg(program).arg(empty));
+    assert_eq!((done.code, &*done.err), (Some(0), ""));
+    let mut said = BTreeMap::<char, (u32, usize)>::new();
+    events(&kept, |event, payload| {
+        if event.kind() == EventType::Data && event.direction() == Direction::Out {
+            let Some(ProcessId::Here(here)) = event.process() else { panic!("{event:?}") };
+            assert_eq!(event.pid, Some(1), "{event:?}");
+            let (first, count) = said.entry(payload[0].into()).or_insert((here, 0));
+            assert_eq!(*first, here, "{event:?}");
+            *count += 1;
+        }
+    });
+    let letters: String = said.keys().collect();
+    assert_eq!(letters, "abcyz");
+    assert!(said.values().all(|(_, count)| *count == 10), "{said:?}");
+    let mut processes: Vec<u32> = said.values().map(|(here, _)| *here).collect();
+    processes.sort_unstable();
+    processes.dedup();
+    assert_eq!(processes.len(), 4, "y and z are of one process, and the others of their own: {said:?}");
+}

@@ -145,6 +145,9 @@ extension_values! {
     /// Which announcement told the server of this process before it wrote to a ring (docs/gttr.md, "Processes of other pid
     /// namespaces").
     Announcement = 41: u64,
+    /// Which of several processes with one number this frame is of: all frames of a process have it that is the first of a
+    /// pid namespace, and could neither announce itself nor make a ring of its own.
+    Apart = 42: u64,
 }
 
 /// A descriptor that was passed over a socket: with bytes as on the wire, or with text.

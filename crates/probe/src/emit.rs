@@ -130,6 +130,9 @@ fn send<const N: usize>(
     if event.entered_ns != 0 && ts_ns != event.ts_ns {
         ext.put(Ext::EnteredNs(event.entered_ns));
     }
+    if process::apart() != 0 && !who.is_guest {
+        ext.put(Ext::Apart(process::apart()));
+    }
     for value in event.values {
         ext.put(*value);
     }

@@ -170,6 +170,14 @@ fn tid() -> u32 {
     }
 }
 
+/// The number that tells this process's frames from another's that has the same process id in the same ring; 0: there is none.
+static APART: AtomicU64 = AtomicU64::new(0);
+
+#[inline]
+pub(crate) fn apart() -> u64 {
+    APART.load(Ordering::Relaxed)
+}
+
 /// Who is running. In a forked child's first call this is where the child is noticed.
 #[inline]
 pub(crate) fn who() -> Who {
@@ -203,6 +211,7 @@ fn after_fork(pid: u32) {
         crate::exec::after_fork();
         stack::on_own(|| {
             let announcement = crate::transport::after_fork();
+            APART.store(crate::transport::number_apart(), Ordering::Relaxed);
             if descriptors::is_tracing() {
                 crate::control::announce(gttr::FrameType::Fork, announcement);
             }

@@ -84,6 +84,11 @@ pub(crate) fn after_fork() -> Option<u64> {
     if params::get().transport == Transport::Shm { shared::after_fork() } else { None }
 }
 
+/// After a fork: a number for the frames of this process, if it has to share its parent's ring with another of its number.
+pub(crate) fn number_apart() -> u64 {
+    if in_use() == Transport::Shm { shared::number_apart() } else { 0 }
+}
+
 /// Whether a vforked child's number may be another one where the server is.
 pub(crate) fn guests_announce_themselves() -> bool {
     params::get().transport == Transport::Shm && shared::guests_announce_themselves()

@@ -1,12 +1,12 @@
 //! Which process has sent a frame. The number that is in it is the one that the process sees itself, and every pid
 //! namespace (pid_namespaces(7)) has a process 1; the kernel tells the number here, of whoever sends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use gttr::Frame;
-use socktrace_event::{Event, Layer, Sink, Taken};
+use socktrace_event::{Event, Layer, Sink, Stat, Taken};
 
 use crate::owners::Owners;
 
@@ -70,6 +70,27 @@ pub(super) fn find_process(namespace: u64, pid: u32) -> Option<u32> {
     here.find(|&here| {
         numbers_of(here).is_some_and(|numbers| numbers.last() == Some(&pid)) && namespace_of(here) == Some(namespace)
     })
+}
+
+/// The number here of a process that has this number in a pid namespace of its own, and that one of `ancestors` has started, or
+/// what it has started, and so on. Of several, of which `is_new` knows none, the one that was started last.
+pub(super) fn find_first(pid: u32, ancestors: &HashSet<u32>, is_new: impl Fn(u32) -> bool) -> Option<u32> {
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let here = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_it = |&here: &u32| {
+        numbers_of(here).is_some_and(|numbers| numbers.len() > 1 && numbers.last() == Some(&pid))
+            && !ancestors.contains(&here)
+            && is_new(here)
+            && descends(here, ancestors)
+    };
+    here.filter(is_it).max_by_key(|&here| Stat::of(here).map(|stat| stat.started))
+}
+
+fn descends(pid: u32, ancestors: &HashSet<u32>) -> bool {
+    /// More than a chain of processes has.
+    const MAX_PARENTS: usize = 64;
+    let parent = |&pid: &u32| Stat::of(pid).map(|stat| stat.parent);
+    std::iter::successors(Some(pid), parent).skip(1).take(MAX_PARENTS).any(|parent| ancestors.contains(&parent))
 }
 
 /// The number here of the thread of a process that sees itself under another.

@@ -2,13 +2,13 @@
 //! than here, the processes have announced themselves over a socket, of which the kernel tells who sends
 //! (docs/gttr.md, "Processes of other pid namespaces").
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use gttr::{Ext, Frame, FrameType};
 use socktrace_ring::numbers;
 
-use super::senders::{Senders, find_process, find_thread, namespace_of};
+use super::senders::{Senders, find_first, find_process, find_thread, namespace_of};
 
 /// How long the announcement of a process is waited for that has written to the ring: it was sent before, and may not have
 /// been received yet.
@@ -53,6 +53,13 @@ fn announcement_of(frame: &Frame<'_>) -> Option<u64> {
     })
 }
 
+fn apart_of(frame: &Frame<'_>) -> Option<u64> {
+    frame.ext.iter().find_map(|value| match value {
+        Ext::Apart(number) => Some(number),
+        _ => None,
+    })
+}
+
 #[derive(Debug)]
 struct Member {
     /// Its number here, where that is another one; 0: not known.
@@ -79,6 +86,9 @@ pub(super) struct Writers {
     waiting: Option<(u64, Instant)>,
     /// One did not come: none is waited for any more.
     has_given_up: bool,
+    /// Processes that could not announce themselves and have another one's number, by what their frames say instead; their
+    /// numbers here, 0 where that is not known.
+    apart: HashMap<u64, u32>,
 }
 
 /// Which process a frame is of.
@@ -137,11 +147,14 @@ impl Writers {
     #[inline]
     pub(super) fn origin(&mut self, frame: &Frame<'_>) -> Origin {
         let begins = matches!(frame.kind, FrameType::Start | FrameType::Fork | FrameType::Exec);
-        if begins || self.is_foreign { self.find_origin(frame) } else { Origin::Known(None) }
+        if begins || self.is_foreign || !self.apart.is_empty() { self.find_origin(frame) } else { Origin::Known(None) }
     }
 
     fn find_origin(&mut self, frame: &Frame<'_>) -> Origin {
         let Some(pid) = frame.pid() else { return Origin::Known(None) };
+        if let Some(number) = apart_of(frame) {
+            return Origin::Known(Some(self.find_apart(number, pid)));
+        }
         match announcement_of(frame) {
             Some(number) => match self.announced.iter().position(|(announced, _)| *announced == number) {
                 Some(index) => {
@@ -184,6 +197,21 @@ impl Writers {
         !self.has_given_up
     }
 
+    /// The number here of a process that has another one's number on this ring.
+    fn find_apart(&mut self, number: u64, pid: u32) -> u32 {
+        if let Some(&known) = self.apart.get(&number) {
+            return known;
+        }
+        if self.apart.len() >= MAX_MEMBERS {
+            self.apart.clear();
+        }
+        self.searches += 1;
+        let writers: HashSet<u32> = self.members.iter().map(|(pid, member)| member.host_pid.unwrap_or(*pid)).collect();
+        let is_new = |here: u32| self.apart.values().all(|&known| known != here);
+        let found = if self.searches <= MAX_SEARCHES { find_first(pid, &writers, is_new) } else { None };
+        *self.apart.entry(number).or_insert(found.unwrap_or(0))
+    }
+
     /// The number here of a process that has not announced itself.
     fn search(&mut self, pid: u32) -> Option<u32> {
         if self.is_made_elsewhere == Some(false) {
@@ -202,6 +230,7 @@ impl Writers {
     /// Which thread here it is that the ring names by the number that it sees itself.
     pub(super) fn thread(&self, tid: u32) -> Thread {
         let members = self.members.iter().map(|(pid, member)| member.host_pid.unwrap_or(*pid));
+        let members = members.chain(self.apart.values().copied());
         let announced = self.announced.iter().filter_map(|(_, host_pid)| *host_pid);
         let mut is_complete = tid != 0;
         for process in members.chain(announced) {

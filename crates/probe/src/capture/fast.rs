@@ -30,7 +30,12 @@ impl Call {
         // What was sent may be unmapped by now, if it is large.
         let most = if direction == Direction::Out { transport::MAPPED_LEN - 1 } else { transport::MAX_CHUNK };
         let is_whole = total != 0 && total <= params::get().max_bytes.min(most as u64);
-        if !is_plain || !is_whole || !connection.is_announced_in(transport::session()) || has_losses() {
+        if !is_plain
+            || !is_whole
+            || !connection.is_announced_in(transport::session())
+            || has_losses()
+            || process::apart() != 0
+        {
             return false;
         }
         let who = process::who();

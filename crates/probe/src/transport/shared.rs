@@ -6,7 +6,7 @@
 
 use core::fmt::Write as _;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use gttr::{Ext, ExtWriter, Frame, FrameType};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -190,14 +190,11 @@ fn lock(fd: &OwnedFd, memory: &Memory) {
 /// sees, the server learns from an announcement who it is, because the kernel tells who has sent that.
 pub(super) fn after_fork() -> Option<u64> {
     let writer = writer()?;
-    if process::is_confined() {
-        return None;
-    }
     // The first process of a pid namespace, say: process 1 of another one may write to the parent's ring as well.
-    if process::parent() == 0 {
-        OWN.close();
-        begin();
-    } else if is_known_by_number(writer) {
+    let is_first = process::parent() == 0;
+    let has_own = is_first && !process::is_confined() && begin_apart(writer);
+    IS_SHARED_ACROSS.store(is_first && !has_own, Ordering::Relaxed);
+    if process::is_confined() || !has_own && (is_first || is_known_by_number(writer)) {
         return None;
     }
     let words = self::writer()?.memory().words();
@@ -211,6 +208,32 @@ pub(super) fn after_fork() -> Option<u64> {
             Err(_) => return None,
         }
     }
+}
+
+/// Makes a ring for this process alone; whether it could be, and the server has it. If not, the one from before stays.
+fn begin_apart(before: &'static Writer) -> bool {
+    let server = SERVER.load(Ordering::Relaxed);
+    OWN.close();
+    let is_made = begin();
+    if is_made && SERVER.load(Ordering::Relaxed) != 0 {
+        return true;
+    }
+    if is_made && let Some(made) = writer() {
+        WRITER.store(core::ptr::from_ref(before).cast_mut(), Ordering::Release);
+        OWN.close();
+        // SAFETY: made a moment ago by this thread, and no frame was written to it.
+        unsafe { unmap(*made.memory()) };
+    }
+    SERVER.store(server, Ordering::Relaxed);
+    false
+}
+
+/// Whether the ring is one to which another process of this one's number may write.
+static IS_SHARED_ACROSS: AtomicBool = AtomicBool::new(false);
+
+/// A number for the frames of this process, if there may be another of its number in the ring; else 0.
+pub(super) fn number_apart() -> u64 {
+    if IS_SHARED_ACROSS.load(Ordering::Relaxed) { announcement(process::own_pid()) | 1 } else { 0 }
 }
 
 /// A vforked child does the same before its first frame, as far as it can without changing what is its parent's.
