@@ -4,6 +4,7 @@
 mod ancillary;
 mod dgram;
 mod handoff;
+mod ring;
 #[doc(hidden)]
 pub mod rings;
 mod senders;

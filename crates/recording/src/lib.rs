@@ -31,6 +31,7 @@ mod lines;
 mod ordered;
 mod outage;
 mod payload;
+mod places;
 pub mod private;
 mod reader;
 mod recorder;

@@ -5,47 +5,22 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use socktrace_event::{Data, Event, Lost, PathError, What};
+use socktrace_event::{Event, PathError, What};
 
 use crate::events_file::NAME as EVENTS;
 use crate::lines::{self, Lines};
 use crate::ordered::Survey;
+use crate::places::{Location, Places};
 
 /// So many payload files are open at once.
 const MAX_OPEN: usize = 128;
-/// Of so many payload files it is known where the next event's bytes are, at some 50 bytes each.
-const MAX_FILES: usize = 4 << 20;
-/// So many gaps in one payload file are known: an outage leaves one.
-const MAX_HOLES: usize = 16 << 10;
 /// No event has more bytes than a frame takes.
 const MAX_PAYLOAD: usize = gttr::MAX_PAYLOAD_LEN as usize;
-
-/// Bytes that a payload file lacks: at this offset in the file, so many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hole {
-    at: u64,
-    len: u64,
-    /// Where it begins, counted in bytes that events speak of.
-    begin: u64,
-}
-
-/// One payload file, as far as its events have been read.
-#[derive(Debug, Default)]
-struct Position {
-    /// Bytes that its data events speak of, so far.
-    spoken_of: u64,
-    /// Whether there was any data event yet.
-    is_known: bool,
-    /// Whether it has more holes than are known.
-    is_lost: bool,
-    holes: Vec<Hole>,
-}
 
 /// What is to be had of a data event's bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -54,16 +29,6 @@ pub struct Payload {
     pub bytes: Vec<u8>,
     /// Why they are not all that the event speaks of.
     pub missing: Option<&'static str>,
-}
-
-/// Where a data event's bytes are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Location {
-    /// The payload file's name, empty without bytes.
-    name: String,
-    at: u64,
-    len: u64,
-    missing: Option<&'static str>,
 }
 
 /// An event of a recording, and where its bytes are.
@@ -108,13 +73,7 @@ pub struct Recording {
     lines: Lines,
     /// Up to which byte of events.jsonl the first reading went.
     end: u64,
-    /// By the files' names, hashed with a key of our own: nobody can make two of them one.
-    positions: HashMap<u64, Position>,
-    names: RandomState,
-    /// Whether events were lost between which payloads were written: where those of later events are, nobody knows.
-    adrift: bool,
-    /// Whether the server was told to write no payload files.
-    omits_payload: bool,
+    places: Places,
     unreadable: u64,
 }
 
@@ -152,10 +111,7 @@ impl Recording {
             files: Arc::new(Files { folder: folder.to_owned(), open: Mutex::default() }),
             lines: Lines::new(file),
             end: 0,
-            positions: HashMap::new(),
-            names: RandomState::new(),
-            adrift: false,
-            omits_payload: false,
+            places: Places::default(),
             unreadable: 0,
         };
         let (survey, torn) = recording.read_once(note).map_err(PathError::io(path, "cannot be read"))?;
@@ -174,14 +130,15 @@ impl Recording {
             survey.note(at, &event);
             // Events that tell of holes come after those whose bytes are missing.
             if let What::Lost(lost) = &event.what {
-                self.note_hole(&event, lost);
+                self.places.note_hole(&event, lost);
             }
             note(self, &event);
         }
         self.end = self.at();
         let torn = self.torn_len();
         self.lines.rewind()?;
-        (self.adrift, self.unreadable) = (false, 0);
+        self.places.begin_again();
+        self.unreadable = 0;
         Ok((survey, torn))
     }
 
@@ -211,42 +168,13 @@ impl Recording {
     fn try_read_line(&mut self, time: impl FnOnce(&Event<'_>) -> u64) -> io::Result<Option<Option<Recorded>>> {
         let Some(line) = self.lines.next()? else { return Ok(None) };
         let Some(event) = self.parse(&line)? else { return Ok(Some(None)) };
-        let (ns, location) = (time(&event), self.locate(&event));
+        let (ns, location) = (time(&event), self.places.locate(&event));
         Ok(Some(Some(Recorded { ns, location, files: Arc::clone(&self.files), line })))
     }
 
     /// All events that have arrived, in that order.
     pub fn events(mut self) -> impl Iterator<Item = Result<Recorded, PathError>> {
         std::iter::from_fn(move || self.next_event().transpose())
-    }
-
-    fn note_hole(&mut self, event: &Event<'_>, lost: &Lost<'_>) {
-        let (Some(name), Some(at), Some(len)) = (event.payload_name(), lost.offset, lost.bytes) else { return };
-        let Some(position) = self.position(&name) else { return };
-        let holes = &mut position.holes;
-        let place = holes.partition_point(|hole| hole.at <= at);
-        if holes[..place].iter().rev().take_while(|hole| hole.at == at).any(|hole| hole.len == len) {
-            return;
-        }
-        if holes.len() >= MAX_HOLES {
-            position.is_lost = true;
-            return;
-        }
-        holes.insert(place, Hole { at, len, begin: 0 });
-        let mut lost = holes[..place].last().map_or(0, |hole| (hole.begin - hole.at).saturating_add(hole.len));
-        for hole in &mut holes[place..] {
-            hole.begin = hole.at.saturating_add(lost);
-            lost = (hole.begin - hole.at).saturating_add(hole.len);
-        }
-    }
-
-    /// What is known of a payload file; `None`: too many are, to note a new one.
-    fn position(&mut self, name: &str) -> Option<&mut Position> {
-        let key = self.names.hash_one(name);
-        if self.positions.len() >= MAX_FILES && !self.positions.contains_key(&key) {
-            return None;
-        }
-        Some(self.positions.entry(key).or_default())
     }
 
     /// The event of a line; None, and counted, if it is none.
@@ -258,7 +186,7 @@ impl Recording {
             _ => {}
         }
         self.unreadable += 1;
-        self.adrift = true;
+        self.places.lose_count();
         if self.unreadable < lines::MAX_UNREADABLE {
             return Ok(None);
         }
@@ -305,58 +233,6 @@ impl Recording {
         let (ours, there) = (self.lines.file().metadata(), std::fs::symlink_metadata(self.files.folder.join(EVENTS)));
         let (Ok(ours), Ok(there)) = (ours, there) else { return false };
         (ours.dev(), ours.ino()) == (there.dev(), there.ino()) && there.len() >= self.at() + self.torn_len() as u64
-    }
-
-    /// Takes note of what the event says of the payload files, and returns where its own bytes are.
-    fn locate(&mut self, event: &Event<'_>) -> Location {
-        match &event.what {
-            What::Lost(lost) => {
-                self.note_hole(event, lost);
-                // The recorder's own, about lines of events.jsonl; a process counts what never got there.
-                self.adrift |= event.pid.is_none() && lost.conn_id.is_none() && lost.events.is_some();
-            }
-            What::HostInit(begun) => {
-                self.omits_payload = begun.omits.as_deref() == Some("payload files");
-                self.adrift |= begun.omits.as_deref() == Some("events");
-            }
-            What::Data(data) if self.omits_payload => {
-                let missing = (data.size != 0).then_some("no payload files were written, as asked");
-                return Location { missing, ..Location::default() };
-            }
-            What::Data(data) => return self.locate_data(event, data),
-            _ => {}
-        }
-        Location::default()
-    }
-
-    fn locate_data(&mut self, event: &Event<'_>, data: &Data<'_>) -> Location {
-        let size = data.size;
-        let Some(name) = event.payload_name() else {
-            return Location { missing: Some("its event names no payload file"), ..Location::default() };
-        };
-        let is_adrift = self.adrift;
-        let Some(position) = self.position(&name) else {
-            return Location {
-                missing: Some("there are more payload files than can be followed"),
-                ..Location::default()
-            };
-        };
-        let (from, is_new) = (position.spoken_of, !position.is_known);
-        (position.spoken_of, position.is_known) = (from.saturating_add(size), true);
-        if size == 0 {
-            return Location::default();
-        }
-        if is_adrift && !is_new {
-            return Location {
-                missing: Some("events were lost, so where its bytes are is not known"),
-                ..Location::default()
-            };
-        }
-        if position.is_lost {
-            return Location { missing: Some("its payload file has too many gaps"), ..Location::default() };
-        }
-        let (at, len) = locate(&position.holes, from, size);
-        Location { name, at, len, missing: (len < size).then_some("bytes were lost") }
     }
 
     /// The first bytes of a data event's payload file, at most `max`; none if they are not there.
@@ -414,20 +290,6 @@ impl Files {
     }
 }
 
-/// Where in the file the bytes from `from` on are, and how many of `size` are there before a hole.
-fn locate(holes: &[Hole], from: u64, size: u64) -> (u64, u64) {
-    let next = holes.partition_point(|hole| hole.begin <= from);
-    let mut lost = 0;
-    if let Some(hole) = holes[..next].last() {
-        if from < hole.begin.saturating_add(hole.len) {
-            return (hole.at, 0);
-        }
-        lost = (hole.begin - hole.at).saturating_add(hole.len);
-    }
-    let until = holes.get(next).map_or(u64::MAX, |hole| hole.begin);
-    (from.saturating_sub(lost), size.min(until - from))
-}
-
 fn read_up_to(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < bytes.len() {
@@ -439,21 +301,4 @@ fn read_up_to(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_around_holes() {
-        let holes = [Hole { at: 10, len: 5, begin: 10 }, Hole { at: 20, len: 100, begin: 25 }];
-        assert_eq!(locate(&holes, 0, 4), (0, 4));
-        assert_eq!(locate(&holes, 8, 4), (8, 2));
-        assert_eq!(locate(&holes, 10, 5), (10, 0));
-        assert_eq!(locate(&holes, 15, 3), (10, 3));
-        assert_eq!(locate(&holes, 24, 10), (19, 1));
-        assert_eq!(locate(&holes, 125, 7), (20, 7));
-        assert_eq!(locate(&[], 9, 1), (9, 1));
-    }
 }
