@@ -381,6 +381,39 @@ fn parameters_are_those_of_the_agent() {
     assert_eq!(documented.len(), defaults.len(), "{defaults:?}");
 }
 
+/// The messages that docs/troubleshooting.md explains are said.
+#[test]
+fn messages_are_those_that_are_said() {
+    fn sources(folder: &Path, all: &mut String) {
+        let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        for path in entries.map(|entry| entry.expect("a folder's entry").path()) {
+            if path.is_dir() && !path.ends_with("target") {
+                sources(&path, all);
+            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "js") {
+                all.push_str(&read(&path));
+            }
+        }
+    }
+    let mut said = String::new();
+    for folder in ["crates", "frida/socktrace/agent", "frida/socktrace/server/src"] {
+        sources(&project().join(folder), &mut said);
+    }
+    // Long texts go on in the next line.
+    let said = said.split("\\\n").map(str::trim_start).collect::<String>();
+    let page = read(&project().join("docs/troubleshooting.md"));
+    let titles =
+        prose(&page).filter_map(|(_, line)| line.strip_prefix("**")).filter_map(|line| line.split("**").next());
+    let messages = titles.flat_map(|title| title.split('`').skip(1).step_by(2)).collect::<Vec<_>>();
+    let parts = messages.iter().flat_map(|message| message.split('…').flat_map(|part| part.split("process N")));
+    /// Shorter ones would be found anywhere.
+    const TELLING: usize = 9;
+    let unsaid = parts
+        .map(|part| part.trim_matches([' ', ':', ',']))
+        .filter(|part| part.len() >= TELLING && !said.contains(part));
+    assert_eq!(unsaid.collect::<Vec<_>>(), Vec::<&str>::new());
+    assert!(messages.len() > 10, "{messages:?}");
+}
+
 /// README.md's picture is what `socktrace run` prints.
 #[test]
 fn the_picture_is_of_this_version() {
