@@ -104,7 +104,8 @@ pub fn pages(command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
 
 fn page(command: &Command) -> io::Result<(String, Vec<u8>)> {
     let facts = facts(command.get_name());
-    let man = Man::new(command.clone()).manual("socktrace");
+    let source = concat!("socktrace ", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command.clone()).source(source).manual("socktrace");
     let mut text = Vec::new();
     man.render_title(&mut text)?;
     man.render_name_section(&mut text)?;
@@ -147,6 +148,8 @@ fn notes(roff: &mut Roff, help: &str) {
                 roff.text(examples.lines().map(|line| roman(format!("{line}\n"))).collect::<Vec<_>>());
                 roff.control("fi", []);
             }
+            // Has a section of its own.
+            None if part.starts_with("The exit status") => {}
             None => {
                 roff.control("SH", ["NOTES"]).text([roman(part.replace('\n', " "))]);
             }
