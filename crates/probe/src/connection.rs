@@ -126,6 +126,8 @@ struct Pool {
 
 /// Records of the first chunk, some 20 KiB: what is not needed is not taken from what the program may have (RLIMIT_DATA).
 const FIRST_LEN: u32 = 16;
+/// No record is used again before so many were used.
+const RESTING_LEN: u32 = 256;
 /// Two records for each of the most descriptors that a table has room for.
 const MAX_CHUNKS: usize = 20;
 
@@ -198,8 +200,11 @@ pub(crate) struct New<'a> {
 /// Makes a record with one descriptor; `None` if there is no memory for it.
 pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
     let mut len = POOL.len.load(Ordering::Acquire);
-    // As many records rest as are in use, so that a thread that was blocked in a call finds whose bytes it has.
-    if POOL.used.load(Ordering::Relaxed) >= len / 2 && !process::is_confined() {
+    // As many records rest as are in use, and many in any case, so that a thread that was blocked in a call finds whose bytes
+    // it has.
+    let is_full = POOL.used.load(Ordering::Relaxed) >= len / 2;
+    let reuses_early = len < RESTING_LEN && POOL.cursor.load(Ordering::Relaxed) >= len;
+    if (is_full || reuses_early) && !process::is_confined() {
         POOL.grow(len);
         len = POOL.len.load(Ordering::Acquire);
     }
