@@ -123,7 +123,7 @@ lint: deny
 	RUSTDOCFLAGS="-D warnings -D missing_docs" cargo doc --locked --no-deps $(LIBRARIES:%=-p %)
 
 # What others can use: its documentation is complete.
-LIBRARIES = gttr socktrace-ring socktrace-event socktrace-recording socktrace-collect socktrace-export
+LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-export
 
 # Licences, sources and duplicate versions of the dependencies, and what is known against them where the database of
 # advisories is within reach.

@@ -10,11 +10,9 @@ use anstream::ColorChoice;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use socktrace_collect::SockType;
+use socktrace_params::{EVERYTHING, MAX_FDS, MAX_WAIT_MS, Number, OnFull, RING_BYTES, Transport};
 
 pub use export::{ExportArgs, ExportFormat, ExtcapArgs};
-
-/// Numbers are handed on to JavaScript, which knows whole ones up to 2^53 - 1.
-pub const EVERYTHING: u64 = (1 << 53) - 1;
 
 /// Shows what programs say over AF_UNIX sockets, as strace shows system calls and tcpdump packets.
 #[derive(Debug, Parser)]
@@ -207,42 +205,43 @@ pub struct CaptureArgs {
           value_parser = clap::value_parser!(u64).range(..=EVERYTHING))]
     pub max_bytes: u64,
     /// Look at descriptors below N for sockets that are open already; later ones are traced whatever their numbers
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, value_name = "N", default_value_t = MAX_FDS.default as u32, value_parser = within(MAX_FDS))]
     pub max_fds: u32,
     /// How events come here: shm, a ring in shared memory, or stream, a socket
-    #[arg(long, value_enum, default_value_t = TransportArg::Shm)]
-    pub transport: TransportArg,
+    #[arg(long, default_value = Transport::Shm.name(), value_parser = transport())]
+    pub transport: Transport,
     /// What a traced program does when the ring is full: wait for room, --max-wait at the most, or go on without recording
     /// and count what is not recorded [default: run: block, attach: drop]
-    #[arg(long, value_enum)]
-    pub on_full: Option<OnFullArg>,
+    #[arg(long, value_parser = on_full())]
+    pub on_full: Option<OnFull>,
     /// With --on-full block: how long a program waits before it goes on without recording, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    #[arg(long, value_name = "MS", default_value_t = MAX_WAIT_MS.default as u32, value_parser = within(MAX_WAIT_MS))]
     pub max_wait: u32,
     /// Bytes of the ring, a power of two
-    #[arg(long, value_name = "N", default_value_t = 8 << 20, value_parser = ring_size())]
+    #[arg(long, value_name = "N", default_value_t = RING_BYTES.default as u32, value_parser = ring_size())]
     pub ring_size: u32,
 }
 
-/// How events come to the collector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum TransportArg {
-    Shm,
-    Stream,
-}
-
-/// What happens when the ring is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnFullArg {
-    Block,
-    Drop,
+/// A number that a parameter may have. All of them fit.
+fn within(Number { from, to, .. }: Number) -> impl TypedValueParser<Value = u32> {
+    clap::value_parser!(u32).range(from as i64..=to as i64)
 }
 
 fn ring_size() -> impl TypedValueParser<Value = u32> {
     clap::value_parser!(u32).try_map(|n| {
-        let is_one = n.is_power_of_two() && (1 << 16..=1 << 30).contains(&n);
-        is_one.then_some(n).ok_or("takes a power of two from 65536 to 1073741824")
+        let is_one = n.is_power_of_two() && RING_BYTES.has(n.into());
+        is_one.then_some(n).ok_or_else(|| format!("takes a power of two from {} to {}", RING_BYTES.from, RING_BYTES.to))
     })
+}
+
+/// Of what the collector listens to: a stream.
+fn transport() -> impl TypedValueParser<Value = Transport> {
+    let names = [Transport::Shm, Transport::Stream].map(Transport::name);
+    PossibleValuesParser::new(names).try_map(|name| Transport::named(name.as_bytes()).ok_or("no such transport"))
+}
+
+fn on_full() -> impl TypedValueParser<Value = OnFull> {
+    PossibleValuesParser::new(OnFull::NAMES).try_map(|name| OnFull::named(name.as_bytes()).ok_or("no such choice"))
 }
 
 /// What `-w` writes.

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 use socktrace_collect::{Bound, raise_descriptor_limit, stop_on_signals};
 use socktrace_event::{Stop, errno, notice};
+use socktrace_params::OnFull;
 
-use crate::args::{AttachArgs, OnFullArg};
+use crate::args::AttachArgs;
 use crate::engine::frida::Frida;
 use crate::engine::place::is_reached_by;
 use crate::engine::target::{self, Probe};
@@ -48,7 +49,7 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let place = Place::new()?;
     let (bound, pids) = bind_for(&place, pids)?;
-    let parameters = Parameters::new(&place, &bound, &args.capture, OnFullArg::Drop, args.children);
+    let parameters = Parameters::new(&place, &bound, &args.capture, OnFull::Drop, args.children);
     if args.children {
         preload::prepare(&place, &parameters)?;
     }

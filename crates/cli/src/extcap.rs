@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn everything_is_captured_unless_less_is_asked_for() {
-        assert_eq!(defaults().unwrap().max_bytes, crate::args::EVERYTHING);
+        assert_eq!(defaults().unwrap().max_bytes, socktrace_params::EVERYTHING);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use gttr::{Ext, ExtWriter, Extensions, Frame, FrameType};
 use socktrace_event::{End, Event, PathError, Sink, Taken, errno, notice};
+use socktrace_params::OUT_SOCKET_PATH;
 
 use crate::engine::{SOCKET, gadget, preload};
 
@@ -22,8 +23,6 @@ use crate::engine::{SOCKET, gadget, preload};
 const HAND_ON_LEN: usize = 64 << 10;
 /// How long a collector that does not read is waited for, as a probe waits for it (`--max-wait`).
 const MAX_WAIT: Duration = Duration::from_secs(1);
-/// Between the values of a probe's parameters.
-const NUL: u8 = 0;
 
 /// Has the probe of an outer socktrace in this process be quiet, and takes it out of the environment of the programs that are
 /// executed from here on: they are this one's to trace, and what it does for that is nobody else's traffic. Returns the outer
@@ -66,8 +65,8 @@ fn socket_of(library: &Path) -> Option<PathBuf> {
         return Some(library.with_file_name(SOCKET));
     }
     let parameters = fs::read(library.with_file_name(preload::PARAMETERS)).ok()?;
-    let path = parameters.split(|&byte| byte == NUL).find_map(|value| value.strip_prefix(b"out_socket_path="))?;
-    Some(PathBuf::from(OsString::from_vec(path.to_owned())))
+    let (_, path) = socktrace_params::entries(&parameters).find(|(name, _)| *name == OUT_SOCKET_PATH.as_bytes())?;
+    Some(PathBuf::from(OsStr::from_bytes(path)))
 }
 
 /// Makes the hooks of the probe in this process quiet, if there is one that traces the programs that are executed, too;

@@ -7,8 +7,9 @@ use std::process::{Child, ExitCode, ExitStatus};
 use anyhow::{Context, Result, bail};
 use socktrace_collect::raise_descriptor_limit;
 use socktrace_event::{errno, notice};
+use socktrace_params::OnFull;
 
-use crate::args::{EngineArg, OnFullArg, RunArgs};
+use crate::args::{EngineArg, RunArgs};
 use crate::engine::child::{self, Signals, Start, Streams};
 use crate::engine::frida::Frida;
 use crate::engine::gate::{self, NotHeld};
@@ -65,7 +66,7 @@ pub fn run_into(args: &RunArgs, keep: Keep, streams: Streams) -> Result<ExitCode
     let mut bound = place.bind()?;
     // The program may change its user, and execute others then.
     bound.admit_family(&[std::process::id()])?;
-    let parameters = Parameters::new(&place, &bound, &args.capture, OnFullArg::Block, !args.no_children);
+    let parameters = Parameters::new(&place, &bound, &args.capture, OnFull::Block, !args.no_children);
     let library = match (&args.gadget, by_frida) {
         (Some(gadget), _) => Some(gadget::prepare(&place, gadget, &parameters)?),
         (None, true) if parameters.follow_children => {

@@ -186,7 +186,7 @@ fn made(fd: i32, socket_type: i32, how: &'static str, inode: u64, mate: u64) {
         fd,
         how,
         // Which path it will have, bind or connect will tell.
-        wanted: params::get().socket_paths().is_empty(),
+        wanted: !params::get().has_filter(),
         path: b"",
         ts_ns: now_ns(),
     };

@@ -15,7 +15,7 @@ use crate::emit::{Event, emit, emit_sized};
 use crate::hooks::Hook;
 use crate::install::{self, Musl, Outcome};
 use crate::name::Text;
-use crate::params::{self, Complaint, Params, Transport};
+use crate::params::{self, Complaint};
 use crate::peer::MAX_EXE_LEN;
 use crate::sys::{COMM_LEN, thread_name};
 use crate::{clock, connection, descriptors, exec, patch, process, scan, stack, transport};
@@ -155,7 +155,7 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
     descriptors::init()?;
     say(FrameType::Init, describe(params).as_bytes());
     announce(FrameType::Start, None);
-    if let Some(path) = params.preload() {
+    if let Some(path) = params::preload() {
         exec::follow(path);
     }
     // Last: from here on, hooks report.
@@ -164,19 +164,15 @@ fn prepare(text: &[u8]) -> Result<(), Complaint> {
     Ok(())
 }
 
-fn describe(params: &Params) -> Text<256> {
+fn describe(params: &socktrace_params::Params<'_>) -> Text<256> {
     let mut text = Text::new();
-    let kind = match params.transport {
-        Transport::Dgram => "dgram",
-        Transport::Stream => "stream",
-        Transport::Shm => "shm",
-    };
     text.push(b"mode=probe;out=");
     text.push(params.out_socket_path);
-    let paths = params.socket_paths().iter().count();
+    let paths = params.socket_paths().count();
     let _ = write!(
         text,
-        ";socktype={kind};whitelist={paths};max_fds={};max_bytes={};version={}",
+        ";socktype={};whitelist={paths};max_fds={};max_bytes={};version={}",
+        params.transport.name(),
         params.max_fds,
         params.max_bytes,
         env!("CARGO_PKG_VERSION")

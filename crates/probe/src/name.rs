@@ -126,7 +126,7 @@ impl SocketPath {
 
     fn set_file(&mut self, name: &[u8], directory: &CStr) {
         let relative = name.first() != Some(&b'/');
-        if relative || !params::get().socket_paths().is_empty() {
+        if relative || params::get().has_filter() {
             self.paths = Paths::map();
         }
         if let Some(paths) = &mut self.paths {
@@ -163,8 +163,8 @@ impl SocketPath {
     /// Whether `socket_paths` asks for this socket: it is empty, or one of its paths is this one or leads to the
     /// same file, or to the same name in the same directory.
     pub(crate) fn is_wanted(&mut self) -> bool {
-        let wanted = params::get().socket_paths();
-        wanted.is_empty() || wanted.iter().any(|wanted| self.is(wanted))
+        let params = params::get();
+        !params.has_filter() || params.socket_paths().any(|wanted| self.is(wanted))
     }
 
     fn is(&mut self, wanted: &[u8]) -> bool {

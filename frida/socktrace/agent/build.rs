@@ -17,7 +17,7 @@ fn main() {
     let out = PathBuf::from(var("OUT_DIR"));
     let root = here.join("../../..");
     println!("cargo::rerun-if-changed=build.rs");
-    for source in ["probe/src", "probe/Cargo.toml", "gttr/src", "ring/src"] {
+    for source in ["probe/src", "probe/Cargo.toml", "gttr/src", "params/src", "ring/src"] {
         println!("cargo::rerun-if-changed={}", root.join("crates").join(source).display());
     }
     let target = var("TARGET");

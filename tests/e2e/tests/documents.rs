@@ -352,68 +352,6 @@ fn files_that_are_named_exist() {
     assert!(wrong.is_empty(), "files that do not exist:\n  {}", wrong.join("\n  "));
 }
 
-/// The rows of a table that begins with this line: the cells.
-fn table<'a>(page: &'a str, head: &str) -> Vec<Vec<&'a str>> {
-    let at = page.find(head).unwrap_or_else(|| panic!("no table begins with {head}"));
-    let rows = page[at..].lines().skip(2).take_while(|line| line.starts_with('|'));
-    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
-}
-
-/// The parameters' defaults in docs/frida.md are those of agent.js.
-#[test]
-fn parameters_are_those_of_the_agent() {
-    let page = read(&project().join("docs/frida.md"));
-    let loader = read(&project().join("frida/socktrace/agent/loader.js"));
-    let defaults = loader
-        .split("const DEFAULTS = {")
-        .nth(1)
-        .and_then(|rest| rest.split("};").next())
-        .expect("agent.js has defaults");
-    let defaults: BTreeMap<&str, &str> = defaults.split(", ").filter_map(|pair| pair.trim().split_once(": ")).collect();
-    let rows = table(&page, "| parameter | type |");
-    let mut documented: BTreeMap<&str, &str> =
-        rows.iter().map(|row| (row[0].trim_matches('`'), row[2].trim_matches('`'))).collect();
-    assert_eq!(documented.remove("out_socket_path"), Some("required"));
-    for (name, default) in &mut documented {
-        *default = if *default == "none" { "" } else { default.trim_matches('"') };
-        assert_eq!(defaults.get(name).map(|value| value.trim_matches('\'')), Some(*default), "{name}");
-    }
-    assert_eq!(documented.len(), defaults.len(), "{defaults:?}");
-}
-
-/// The messages that docs/troubleshooting.md explains are said.
-#[test]
-fn messages_are_those_that_are_said() {
-    fn sources(folder: &Path, all: &mut String) {
-        let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        for path in entries.map(|entry| entry.expect("a folder's entry").path()) {
-            if path.is_dir() && !path.ends_with("target") {
-                sources(&path, all);
-            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "js") {
-                all.push_str(&read(&path));
-            }
-        }
-    }
-    let mut said = String::new();
-    for folder in ["crates", "frida/socktrace/agent", "frida/socktrace/server/src"] {
-        sources(&project().join(folder), &mut said);
-    }
-    // Long texts go on in the next line.
-    let said = said.split("\\\n").map(str::trim_start).collect::<String>();
-    let page = read(&project().join("docs/troubleshooting.md"));
-    let titles =
-        prose(&page).filter_map(|(_, line)| line.strip_prefix("**")).filter_map(|line| line.split("**").next());
-    let messages = titles.flat_map(|title| title.split('`').skip(1).step_by(2)).collect::<Vec<_>>();
-    let parts = messages.iter().flat_map(|message| message.split('…').flat_map(|part| part.split("process N")));
-    /// Shorter ones would be found anywhere.
-    const TELLING: usize = 9;
-    let unsaid = parts
-        .map(|part| part.trim_matches([' ', ':', ',']))
-        .filter(|part| part.len() >= TELLING && !said.contains(part));
-    assert_eq!(unsaid.collect::<Vec<_>>(), Vec::<&str>::new());
-    assert!(messages.len() > 10, "{messages:?}");
-}
-
 /// README.md's picture is what `socktrace run` prints.
 #[test]
 fn the_picture_is_of_this_version() {

@@ -4,8 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-
-use super::EVERYTHING;
+use socktrace_params::EVERYTHING;
 
 pub const EXPORT_EXAMPLES: &str = "\
 Examples:

@@ -44,8 +44,9 @@ fn config(agent: &Path, parameters: &Parameters) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use socktrace_params::{OnFull, Transport};
+
     use super::*;
-    use crate::args::{OnFullArg, TransportArg};
 
     fn parameters(place: &Place) -> Parameters {
         let (socket, probe) = (place.path("sock"), place.path("probe.so"));
@@ -54,8 +55,8 @@ mod tests {
             max_bytes: 7,
             max_fds: 9,
             follow_children: true,
-            transport: TransportArg::Stream,
-            on_full: OnFullArg::Drop,
+            transport: Transport::Stream,
+            on_full: OnFull::Drop,
             max_wait: 8,
             ring_size: 65536,
             probe,

@@ -13,9 +13,10 @@ pub mod target;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use socktrace_collect::{Bound, SockType};
+use socktrace_collect::Bound;
+use socktrace_params::{OnFull, Params, Transport};
 
-use crate::args::{CaptureArgs, OnFullArg, TransportArg};
+use crate::args::CaptureArgs;
 pub use place::{Place, SOCKET};
 
 /// What a probe is told, whichever way it gets in.
@@ -25,8 +26,8 @@ pub struct Parameters {
     pub max_bytes: u64,
     pub max_fds: u32,
     pub follow_children: bool,
-    pub transport: TransportArg,
-    pub on_full: OnFullArg,
+    pub transport: Transport,
+    pub on_full: OnFull,
     /// In milliseconds.
     pub max_wait: u32,
     /// In bytes.
@@ -37,44 +38,28 @@ pub struct Parameters {
 
 impl Parameters {
     /// `on_full` is what is done unless the command line says otherwise.
-    pub fn new(place: &Place, bound: &Bound, capture: &CaptureArgs, on_full: OnFullArg, follow_children: bool) -> Self {
+    pub fn new(place: &Place, bound: &Bound, capture: &CaptureArgs, on_full: OnFull, follow_children: bool) -> Self {
         let CaptureArgs { max_bytes, max_fds, transport, max_wait, ring_size, .. } = *capture;
         let on_full = capture.on_full.unwrap_or(on_full);
         let (socket, probe) = (bound.path().to_owned(), preload::library(place));
         Self { socket, max_bytes, max_fds, follow_children, transport, on_full, max_wait, ring_size, probe }
     }
 
-    fn transport(&self) -> &'static str {
-        match self.transport {
-            TransportArg::Shm => "shm",
-            TransportArg::Stream => SockType::Stream.name(),
-        }
-    }
-
-    fn on_full(&self) -> &'static str {
-        match self.on_full {
-            OnFullArg::Block => "block",
-            OnFullArg::Drop => "drop",
-        }
-    }
-
-    /// As the preloaded probe reads them: `key=value` texts, a NUL behind each.
+    /// As the preloaded probe reads them.
     fn to_text(&self) -> Vec<u8> {
-        let mut text = b"out_socket_path=".to_vec();
-        text.extend_from_slice(self.socket.as_os_str().as_bytes());
-        let values = [
-            ("out_sock_type", self.transport().to_owned()),
-            ("max_fds", self.max_fds.to_string()),
-            ("max_bytes", self.max_bytes.to_string()),
-            ("on_full", self.on_full().to_owned()),
-            ("max_wait_ms", self.max_wait.to_string()),
-            ("ring_bytes", self.ring_size.to_string()),
-            ("follow_children", u8::from(self.follow_children).to_string()),
-        ];
-        text.push(0);
-        for (key, value) in values {
-            text.extend_from_slice(format!("{key}={value}\0").as_bytes());
-        }
+        let params = Params {
+            out_socket_path: self.socket.as_os_str().as_bytes(),
+            transport: self.transport,
+            max_fds: self.max_fds,
+            max_bytes: self.max_bytes,
+            on_full: self.on_full,
+            max_wait_ms: self.max_wait.into(),
+            ring_bytes: self.ring_size.into(),
+            follow_children: self.follow_children,
+            ..Params::DEFAULT
+        };
+        let mut text = Vec::new();
+        params.write_to(&mut text);
         text
     }
 
@@ -84,10 +69,10 @@ impl Parameters {
         let text = |path: &Path| path.to_str().unwrap_or_default().to_owned();
         serde_json::json!({
             "out_socket_path": text(&self.socket),
-            "out_sock_type": self.transport(),
+            "out_sock_type": self.transport.name(),
             "max_fds": self.max_fds,
             "max_bytes": self.max_bytes,
-            "on_full": self.on_full(),
+            "on_full": self.on_full.name(),
             "max_wait_ms": self.max_wait,
             "ring_bytes": self.ring_size,
             "preload": if self.follow_children { text(&self.probe) } else { String::new() },
@@ -107,8 +92,8 @@ mod tests {
             max_bytes: 7,
             max_fds: 9,
             follow_children: true,
-            transport: TransportArg::Shm,
-            on_full: OnFullArg::Drop,
+            transport: Transport::Shm,
+            on_full: OnFull::Drop,
             max_wait: 8,
             ring_size: 65536,
             probe,

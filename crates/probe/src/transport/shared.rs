@@ -527,12 +527,15 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished)
 
 /// How long there is still to wait, in nanoseconds.
 fn left_ns(words: &Words) -> u64 {
-    let OnFull::Block { max_wait_ms } = params::get().on_full else { return 0 };
+    let params = params::get();
+    if params.on_full != OnFull::Block {
+        return 0;
+    }
     let head = words.head_position();
     if WAITED_AT.swap(head, Ordering::Relaxed) != head {
         WAITED.forget();
     }
-    WAITED.left_ns(max_wait_ms * 1_000_000)
+    WAITED.left_ns(params.max_wait_ms * 1_000_000)
 }
 
 /// The process ends, or becomes another program: a server should have the ring by then, for it goes with the process.
