@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use socktrace_event::{Event, notice};
 use socktrace_export::directory::{Filter, Options};
-use socktrace_export::{Exporter, Pcapng, Perfetto, Ports, Progress, Report};
+use socktrace_export::{Exporter, LeftOut, Pcapng, Perfetto, Ports, Progress, Report};
 use socktrace_recording::Recording;
 
 use crate::args::{ExportArgs, ExportFormat, FilterArgs};
@@ -34,7 +34,7 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
     Recording::open(&args.dir)?;
     let output = (args.output.as_os_str() != "-").then_some(&*args.output);
     let writer = BufWriter::with_capacity(BUFFER_LEN, open_binary(output)?);
-    let mut exporter = match exporter(format, writer, &ports) {
+    let mut exporter = match exporter(format, writer, &ports, args.dbus) {
         Ok(exporter) => exporter,
         Err(error) => return gone_or(error.into()),
     };
@@ -54,14 +54,25 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
     );
     bar.clear();
     match result {
-        Ok(report) => tell(&args.dir, &report, &losses),
+        Ok(report) => {
+            if exporter.left_out() == Some(LeftOut::DbusMessages) {
+                notice("messages of D-Bus are in their streams only: with --dbus each is a packet, too, as Wireshark dissects them");
+            }
+            tell(&args.dir, &report, &losses);
+        }
         Err(error) => return gone_or(error.into()),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn exporter(format: ExportFormat, writer: impl Write + 'static, ports: &Ports) -> io::Result<Box<dyn Exporter>> {
+fn exporter(
+    format: ExportFormat,
+    writer: impl Write + 'static,
+    ports: &Ports,
+    is_with_dbus: bool,
+) -> io::Result<Box<dyn Exporter>> {
     Ok(match format {
+        ExportFormat::Pcapng if is_with_dbus => Box::new(Pcapng::new(writer, ports.clone())?.with_dbus()),
         ExportFormat::Pcapng => Box::new(Pcapng::new(writer, ports.clone())?),
         ExportFormat::Pftrace => Box::new(Perfetto::new(writer)),
     })

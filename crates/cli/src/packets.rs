@@ -125,7 +125,8 @@ pub struct Packets {
 
 impl Packets {
     fn to(writer: Box<dyn Write + Send>, ports: Ports) -> Result<Self> {
-        let exporter = Pcapng::new(Vec::new(), ports).context("pcapng")?;
+        // What reads packets as they come is Wireshark.
+        let exporter = Pcapng::new(Vec::new(), ports).context("pcapng")?.with_dbus();
         let output = Destination::to(writer).in_background(Duration::ZERO);
         let mut packets = Self { exporter, survey: Survey::default(), output, handed_on: 0, dropped: 0 };
         // At once, for a reader that waits for the beginning.

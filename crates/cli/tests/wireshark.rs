@@ -283,7 +283,10 @@ fn d_bus_messages() {
         ["--print-reply", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.ListNames"];
     let variable = format!("DBUS_SESSION_BUS_ADDRESS={address}");
     let dir = record(folder.path(), &[&["env", &variable, "dbus-send", "--session"][..], &call[..]].concat());
-    let capture = Capture::of(&dir, &[]);
+    let plain = Capture::of(&dir, &[]);
+    assert!(plain.err.contains("--dbus") && plain.fields("dbus", &["frame.number"]).is_empty(), "{}", plain.err);
+    let capture = Capture::of(&dir, &["--dbus"]);
+    assert!(!capture.err.contains("--dbus"), "{}", capture.err);
     capture.is_sound();
     capture.is_what_was_recorded(&dir);
     let calls = capture.fields("dbus.message_type == 1", &["dbus.member", "dbus.path", "frame.interface_name"]);

@@ -68,6 +68,18 @@ pub trait Exporter {
     ///
     /// Those of the writer.
     fn finish(&mut self) -> io::Result<()>;
+
+    /// What was met and left out, though it could be had.
+    fn left_out(&self) -> Option<LeftOut> {
+        None
+    }
+}
+
+/// What an exporter leaves out unless it is told not to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// Messages of D-Bus as packets of their own: [`Pcapng::with_dbus`] writes them.
+    DbusMessages,
 }
 
 /// Whether the traced process is the client of a connection that begins so: it has connected, or sent first.

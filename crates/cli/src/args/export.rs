@@ -9,7 +9,7 @@ use socktrace_params::EVERYTHING;
 pub const EXPORT_EXAMPLES: &str = "\
 Examples:
   socktrace export /tmp/rec -o trace.pcapng && wireshark trace.pcapng
-  socktrace export /tmp/rec -o - --format pcapng | tshark -r -
+  socktrace export /tmp/rec -o - --format pcapng | tcpdump -nr -
   socktrace export /tmp/rec -o trace.pcapng --decode '/run/my.sock=http'
   socktrace export /tmp/rec -o trace.pftrace                for https://ui.perfetto.dev";
 
@@ -33,6 +33,10 @@ pub struct ExportArgs {
     /// For Wireshark: sockets whose path matches speak PROTOCOL (http, redis, …, or a port). Repeatable
     #[arg(long, value_name = "PATH=PROTOCOL")]
     pub decode: Vec<String>,
+    /// For Wireshark: messages of D-Bus as packets of their own, too. tcpdump and others built on libpcap cannot read such a
+    /// file, for it has two link types
+    #[arg(long)]
+    pub dbus: bool,
     /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
     #[arg(long, value_name = "GLOB", help_heading = "Filters")]
     pub path: Vec<OsString>,

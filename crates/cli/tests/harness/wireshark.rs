@@ -9,7 +9,7 @@ use super::{Outcome, command, has, outcome, run};
 
 /// Whether the programs are there.
 pub fn is_there(test: &str) -> bool {
-    has("tshark", test) && has("capinfos", test)
+    ["tshark", "capinfos", "editcap", "tcpdump"].iter().all(|program| has(program, test))
 }
 
 /// tshark, without the user's settings.
@@ -59,6 +59,9 @@ impl Capture {
         let exported = run(&all);
         assert_eq!((exported.code, &*exported.out), (Some(0), ""), "{}", exported.err);
         let mut capture = Self { file, err: exported.err, packets: Vec::new() };
+        if !args.contains(&"--dbus") {
+            capture.is_of_one_link_type();
+        }
         let checks = ["-o", "tcp.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"];
         let fields: Vec<_> = FIELDS.iter().flat_map(|field| ["-e", field]).collect();
         let lines = capture.tshark(&[&checks[..], &["-T", "fields"], &fields].concat());
@@ -69,6 +72,14 @@ impl Capture {
 
     fn path(&self) -> &str {
         self.file.to_str().unwrap()
+    }
+
+    /// As a plain pcap file and whatever is built on libpcap need it.
+    fn is_of_one_link_type(&self) {
+        let plain = outcome(&mut command("editcap", &["-F", "nsecpcap", self.path(), "/dev/null"]));
+        assert_eq!(plain.code, Some(0), "{}", plain.err);
+        let read = outcome(&mut command("tcpdump", &["-nr", self.path()]));
+        assert_eq!(read.code, Some(0), "{}", read.err);
     }
 
     /// The lines of `tshark -r FILE ARGS…`.

@@ -18,7 +18,7 @@ use crate::ports::{DBUS_PORT, Ports, UNKNOWN_PORT};
 use crate::processes::Processes;
 use crate::stream::Track;
 use crate::survey::{Key, Survey, View, index};
-use crate::{Captured, Exporter, comment, is_client, is_datagram, is_from_start};
+use crate::{Captured, Exporter, LeftOut, comment, is_client, is_datagram, is_from_start};
 use addresses::Addresses;
 use blocks::Blocks;
 use conversation::{Conversation, Endpoint, Side};
@@ -85,6 +85,19 @@ pub struct Pcapng<W: Write> {
     /// Conversations so far.
     count: u64,
     lost: u64,
+    /// What is done with messages of D-Bus.
+    dbus: Dbus,
+}
+
+/// What is done with messages of D-Bus, beside the stream that they are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dbus {
+    /// Each is a packet of its own on an interface of another link type.
+    Apart,
+    /// Nothing, and there were none.
+    NotMet,
+    /// Nothing.
+    LeftAlone,
 }
 
 impl<W: Write> Pcapng<W> {
@@ -106,7 +119,16 @@ impl<W: Write> Pcapng<W> {
             pending: HashMap::new(),
             count: 0,
             lost: 0,
+            dbus: Dbus::NotMet,
         })
+    }
+
+    /// Writes messages of D-Bus a second time, each as one packet on an interface with a link type of its own, as Wireshark
+    /// dissects them. Readers that are built on libpcap take files of one link type only.
+    #[must_use]
+    pub fn with_dbus(mut self) -> Self {
+        self.dbus = Dbus::Apart;
+        self
     }
 
     /// Where it is written to.
@@ -203,7 +225,11 @@ impl<W: Write> Pcapng<W> {
             conversation.handshake(&mut self.blocks, *ns, comment)?;
         }
         let Pending { is_datagram, ends, .. } = pending;
-        let dbus = (port == DBUS_PORT && !is_datagram).then(Box::default);
+        let is_dbus = port == DBUS_PORT && !is_datagram;
+        if is_dbus && self.dbus == Dbus::NotMet {
+            self.dbus = Dbus::LeftAlone;
+        }
+        let dbus = (is_dbus && self.dbus == Dbus::Apart).then(Box::default);
         self.talks.insert(key, Talk { conversation, is_datagram, dbus, ends });
         Ok(())
     }
@@ -395,5 +421,9 @@ impl<W: Write> Exporter for Pcapng<W> {
             self.drop_end(key)?;
         }
         self.blocks.statistics(self.lost)
+    }
+
+    fn left_out(&self) -> Option<LeftOut> {
+        (self.dbus == Dbus::LeftAlone).then_some(LeftOut::DbusMessages)
     }
 }
