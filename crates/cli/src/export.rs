@@ -56,7 +56,9 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
     match result {
         Ok(report) => {
             if exporter.left_out() == Some(LeftOut::DbusMessages) {
-                notice("messages of D-Bus are in their streams only: with --dbus each is a packet, too, as Wireshark dissects them");
+                notice(
+                    "messages of D-Bus are in their streams only: with --dbus each is a packet, too, as Wireshark dissects them",
+                );
             }
             tell(&args.dir, &report, &losses);
         }

@@ -1,7 +1,7 @@
 //! Builds the probe as the shared object that agent.js carries.
 //!
 //! A nested cargo, because the probe needs what a dependency cannot ask for: to be a cdylib, without unwinding, linked
-//! to nothing.
+//! to nothing. A package of this crate carries it as built, by architecture.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,27 @@ use std::process::Command;
 const LINK_ARGS: [&str; 6] =
     ["-nostdlib", "-nostartfiles", "-Wl,-Bsymbolic", "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-soname,socktrace-probe.so"];
 
+/// What cargo puts into each package.
+const ORIGINAL_MANIFEST: &str = "Cargo.toml.orig";
+
 fn main() {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(var("OUT_DIR"));
-    let root = here.join("../../..");
+    let arch = var("CARGO_CFG_TARGET_ARCH");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-env=SOCKTRACE_PROBE_ARCH={}", frida_arch(&arch));
+    let probe = if here.join(ORIGINAL_MANIFEST).exists() { prebuilt(&here, &arch) } else { build(&here, &out) };
+    copy(&probe, &out.join("probe.so"));
+}
+
+fn prebuilt(here: &Path, arch: &str) -> PathBuf {
+    let probe = here.join(format!("prebuilt/{arch}.so"));
+    assert!(probe.exists(), "this package has no probe for {arch}");
+    probe
+}
+
+fn build(here: &Path, out: &Path) -> PathBuf {
+    let root = here.join("../../..");
     for source in ["probe/src", "probe/Cargo.toml", "gttr/src", "params/src", "ring/src"] {
         println!("cargo::rerun-if-changed={}", root.join("crates").join(source).display());
     }
@@ -39,9 +55,7 @@ fn main() {
     }
     let status = cargo.status().unwrap_or_else(|error| panic!("cannot run cargo to build the probe: {error}"));
     assert!(status.success(), "the probe does not build: see cargo's messages above");
-    let built = target_dir.join(&target).join("probe").join("libsocktrace_probe.so");
-    copy(&built, &out.join("probe.so"));
-    println!("cargo::rustc-env=SOCKTRACE_PROBE_ARCH={}", frida_arch(&var("CARGO_CFG_TARGET_ARCH")));
+    target_dir.join(&target).join("probe").join("libsocktrace_probe.so")
 }
 
 /// An architecture as Frida's `Process.arch` names it.

@@ -1,19 +1,23 @@
-//! Writes agent.js to the file named, for the Makefile.
+//! Writes agent.js, or the probe alone, to the file named, for the Makefile.
 
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Some(file) = std::env::args_os().nth(1) else {
-        eprintln!("usage: socktrace-agent FILE");
-        return ExitCode::from(2);
-    };
-    match std::fs::write(&file, socktrace_agent::agent_js()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("socktrace-agent: {}: {error}", file.display());
-            ExitCode::FAILURE
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let (file, written) = match &args[..] {
+        [file] => (file, fs::write(file, socktrace_agent::agent_js())),
+        [option, file] if option == "--probe" => (file, fs::write(file, socktrace_agent::PROBE)),
+        _ => {
+            eprintln!("usage: socktrace-agent [--probe] FILE");
+            return ExitCode::from(2);
         }
+    };
+    if let Err(error) = written {
+        eprintln!("socktrace-agent: {}: {error}", file.display());
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
