@@ -1,18 +1,19 @@
 //! The command line.
 
 mod export;
+mod view;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anstream::ColorChoice;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use socktrace_collect::SockType;
 use socktrace_params::{EVERYTHING, MAX_FDS, MAX_WAIT_MS, Number, OnFull, RING_BYTES, Transport};
 
 pub use export::{ExportArgs, ExportFormat, ExtcapArgs};
+pub use view::{FilterArgs, ScopeArgs, ViewArgs};
 
 /// Shows what programs say over AF_UNIX sockets, as strace shows system calls and tcpdump packets.
 #[derive(Debug, Parser)]
@@ -155,32 +156,6 @@ pub struct ShowArgs {
     pub view: ViewArgs,
 }
 
-/// Which messages.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Filters")]
-pub struct FilterArgs {
-    /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
-    #[arg(long, value_name = "GLOB")]
-    pub path: Vec<OsString>,
-    /// Processes with this id. Repeatable
-    #[arg(long)]
-    pub pid: Vec<u32>,
-    /// Messages in this direction, seen from the traced process
-    #[arg(long, value_enum)]
-    pub direction: Option<DirectionArg>,
-    /// Messages whose bytes match
-    #[arg(long, value_name = "REGEX")]
-    pub grep: Option<OsString>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DirectionArg {
-    /// Received
-    In,
-    /// Sent
-    Out,
-}
-
 /// What is captured and kept.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Recording")]
@@ -251,62 +226,6 @@ pub enum RecordFormat {
     Dir,
     /// Packets for Wireshark: to a file, a FIFO or, with `-`, standard output
     Pcapng,
-}
-
-/// How it is shown.
-#[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Output")]
-pub struct ViewArgs {
-    /// Write to FILE [default: standard error; show and --json: standard output]
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// Show payloads as text
-    #[arg(short = 'A', conflicts_with_all = ["hex", "full"])]
-    pub text: bool,
-    /// Show payloads in hex and text
-    #[arg(short = 'x')]
-    pub hex: bool,
-    /// Show payloads in hex and text, however long they are
-    #[arg(short = 'X')]
-    pub full: bool,
-    /// Write events as JSON lines, as in events.jsonl, with their payload
-    #[arg(long, conflicts_with_all = ["text", "hex", "full"])]
-    pub json: bool,
-    /// How times are shown
-    #[arg(long, value_enum, default_value_t = TimeArg::Local)]
-    pub time: TimeArg,
-    /// Use colour; auto: on a terminal, unless NO_COLOR is set
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
-    pub color: ColorArg,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum TimeArg {
-    /// Local time of day
-    #[default]
-    Local,
-    /// Seconds since the first event
-    Relative,
-    /// Seconds since the Unix epoch
-    Epoch,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ColorArg {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-impl From<ColorArg> for ColorChoice {
-    fn from(color: ColorArg) -> Self {
-        match color {
-            ColorArg::Auto => Self::Auto,
-            ColorArg::Always => Self::Always,
-            ColorArg::Never => Self::Never,
-        }
-    }
 }
 
 #[derive(Debug, Args)]

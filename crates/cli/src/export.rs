@@ -11,11 +11,10 @@ use socktrace_event::{Event, notice};
 use socktrace_export::directory::{Filter, Options};
 use socktrace_export::{Exporter, LeftOut, Pcapng, Perfetto, Ports, Progress, Report};
 use socktrace_recording::Recording;
+use socktrace_view::losses::Losses;
 
-use crate::args::{ExportArgs, ExportFormat, FilterArgs};
-use crate::filter::Scope;
+use crate::args::{ExportArgs, ExportFormat};
 use crate::packets::open_binary;
-use crate::view::losses::Losses;
 
 const BUFFER_LEN: usize = 256 << 10;
 /// Before that, nobody has begun to wonder.
@@ -28,9 +27,8 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
         Some(format) => format,
         None => format_of(&args.output)?,
     };
-    let filter_args = FilterArgs { path: args.path.clone(), pid: args.pid.clone(), ..FilterArgs::default() };
     // Before the file is touched.
-    let mut scopes = [Scope::new(&filter_args)?, Scope::new(&filter_args)?];
+    let mut scopes = [args.scope.scope()?, args.scope.scope()?];
     Recording::open(&args.dir)?;
     let output = (args.output.as_os_str() != "-").then_some(&*args.output);
     let writer = BufWriter::with_capacity(BUFFER_LEN, open_binary(output)?);
@@ -102,20 +100,7 @@ fn format_of(path: &Path) -> Result<ExportFormat> {
 
 fn tell(dir: &Path, report: &Report, losses: &Losses) {
     let shown = dir.display();
-    if report.unreadable > 0 {
-        notice(&format!("{shown}/events.jsonl: {} lines are no events and are left out", report.unreadable));
-    }
-    if report.torn > 0 {
-        notice(&format!("{shown}/events.jsonl: the last line is cut off and is left out"));
-    } else if !report.has_ended {
-        notice(&format!("{shown}: its recording has not ended, or was cut off: exported as far as it goes"));
-    }
-    if report.late > 0 {
-        notice(&format!(
-            "{shown}: {} events stand after later ones: too much lies between them to be put in order",
-            report.late
-        ));
-    }
+    report.condition.sentences(dir).iter().for_each(|sentence| notice(sentence));
     if report.left_out > 0 {
         notice(&format!(
             "{shown}: {} events are left out: they are of more connections than there is room for",

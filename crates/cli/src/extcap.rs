@@ -10,7 +10,7 @@ use clap::{Args, FromArgMatches};
 use socktrace_export::Ports;
 use socktrace_recording::private;
 
-use crate::args::{AttachArgs, CaptureArgs, EngineArg, ExtcapArgs, FilterArgs, RunArgs, ViewArgs};
+use crate::args::{AttachArgs, CaptureArgs, EngineArg, ExtcapArgs, FilterArgs, RunArgs, ScopeArgs, ViewArgs};
 use crate::attach::attach_into;
 use crate::engine::child::Streams;
 use crate::packets::Keep;
@@ -73,7 +73,7 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
     let decode = words(&args.decode);
     let keep = Keep::packets_to(fifo, Ports::new(decode.iter().map(String::as_str))?);
     let path = words(&args.path).into_iter().map(Into::into).collect();
-    let filter = FilterArgs { path, ..FilterArgs::default() };
+    let filter = FilterArgs { scope: ScopeArgs { path, pid: Vec::new() }, ..FilterArgs::default() };
     let capture = CaptureArgs { max_bytes: args.max_bytes, ..defaults()? };
     if let Some(command) = args.command.as_deref().filter(|command| !command.trim().is_empty()) {
         let run = RunArgs {

@@ -5,86 +5,21 @@ use std::process::ExitCode;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
-use gttr::{Frame, FrameType};
 use socktrace_collect::Bound;
-use socktrace_event::{End, Event, Failed, Layer, PathError, Sink, Source, Stop, StopHandle, Taken, errno, notice};
+use socktrace_event::{End, Failed, Layer, PathError, Sink, Source, Stop, StopHandle, errno, notice};
 use socktrace_recording::Recorder;
+use socktrace_view::{Shown, Traffic, View};
 
 use crate::args::{FilterArgs, ViewArgs};
-use crate::filter::{Scope, Selection};
 use crate::nest::Relay;
-use crate::output::{Default, Destination, Lines, ORDERING_TIME, Output};
+use crate::output::{Default, Destination, ORDERING_TIME, Output};
 use crate::packets::Kept;
-use crate::view::{Silence, Style, View};
-
-/// Lines are handed on when they take so much, in bytes, if they are not flushed before.
-const HAND_ON_LEN: usize = 64 << 10;
-
-/// Shows events as they come.
-struct Shown {
-    view: View,
-    lines: Lines,
-    /// None: nobody wants to see lines.
-    output: Option<Output>,
-    /// Whether messages are all recorded and none is shown: there is no need to look at them.
-    is_unseen: bool,
-}
-
-impl Shown {
-    fn hand_on(&mut self) {
-        if let Some(output) = &self.output {
-            output.write(&self.lines);
-        }
-        self.lines.clear();
-    }
-}
-
-impl Sink for Shown {
-    type Error = PathError;
-
-    fn event(&mut self, event: &Event<'_>, payload: &[u8]) -> Taken<PathError> {
-        self.view.show(event, payload, None, None, &mut self.lines);
-        if self.lines.bytes.len() >= HAND_ON_LEN {
-            self.hand_on();
-        }
-        Ok(())
-    }
-
-    fn frame(&mut self, frame: &Frame<'_>, event: Option<&Event<'_>>) -> Taken<PathError> {
-        match event {
-            _ if self.is_unseen && frame.kind == FrameType::Data => {
-                self.view.count(frame);
-                Ok(())
-            }
-            Some(event) => self.event(event, frame.payload),
-            None => self.event(&Event::from_frame(frame), frame.payload),
-        }
-    }
-
-    fn left_out(&mut self, event: &Event<'_>) {
-        self.view.hide(event);
-    }
-
-    fn flush(&mut self) -> Result<bool, End<PathError>> {
-        self.hand_on();
-        Ok(true)
-    }
-
-    fn finish(&mut self, _: &str) -> Result<(), PathError> {
-        self.view.finish(&mut self.lines);
-        self.hand_on();
-        let unshown = self.output.as_mut().map_or(0, Output::finish);
-        if unshown > 0 {
-            notice(&format!("{unshown} lines were not shown: the output did not take them"));
-        }
-        Ok(())
-    }
-}
+use crate::program;
 
 type AnySink = dyn Sink<Error = PathError> + Send;
 
 /// How the collector's thread has ended, what is shown, and what is kept.
-type Collected = (Result<(), Failed<io::Error, PathError>>, Shown, Option<Box<AnySink>>);
+type Collected = (Result<(), Failed<io::Error, PathError>>, Shown<Output>, Option<Box<AnySink>>);
 
 /// What there is to say about the processes at the end.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +44,7 @@ impl Live {
     /// One line that names what cannot be opened or is no pattern.
     pub fn start(bound: Bound, filter: &FilterArgs, kept: Kept, view: &ViewArgs, relay: Option<Relay>) -> Result<Self> {
         let default = if view.json { Default::Stdout } else { Default::Stderr };
-        let (scope, selection) = (Scope::new(filter)?, Selection::new(filter)?);
+        let (scope, selection) = filter.both()?;
         let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
         let wants_lines = view.output.is_some() || view.text || view.hex || view.full || view.json;
         let is_shown = wants_lines || !matches!(kept, Kept::Packets { are_shown_elsewhere: true, .. });
@@ -127,10 +62,9 @@ impl Live {
         {
             return Err(error.into());
         }
-        let style = Style::new(view, destination.colour, true);
-        let (view, output) =
-            (View::new(view, style, selection), is_shown.then(|| destination.in_background(ORDERING_TIME)));
-        let mut shown = Shown { view, lines: Lines::default(), output, is_unseen };
+        let view = View::new(view.style(destination.colour), Traffic::new(selection, Some(program::is_go)));
+        let output = if is_shown { destination.in_background(ORDERING_TIME) } else { Output::default() };
+        let mut shown = Shown::new(view, output, is_unseen);
         let stop = Stop::new()?;
         let handle = stop.handle();
         let collect = move || {
@@ -166,15 +100,9 @@ impl Live {
             let why = errno::explain(&error);
             notice(&format!("LOST: the collector has failed: {why}: what was recorded is not complete"));
         }
-        let view = &shown.view;
-        view.losses().iter().for_each(|sentence| notice(sentence));
-        view.unseen().iter().for_each(|sentence| notice(sentence));
-        let silence = view.silence();
-        let heard_of_probes = !matches!(silence, Some(Silence::NeverLoaded));
-        if let Some(silence) = silence {
-            explain(silence, never_loaded);
-        }
-        let running = view.running();
+        let traffic = &shown.view().traffic;
+        traffic.conclusions(never_loaded).iter().for_each(|sentence| notice(sentence));
+        let running = traffic.processes.running();
         if leaves && !running.is_empty() {
             let (count, pids) = (running.len(), running.iter().take(8).map(u32::to_string).collect::<Vec<_>>());
             let (processes, more) =
@@ -184,33 +112,8 @@ impl Live {
                 pids.join(", ")
             ));
         }
-        Ended { processes_go_on: !running.is_empty(), heard_of_probes }
+        Ended { processes_go_on: !running.is_empty(), heard_of_probes: traffic.has_heard_of_probes() }
     }
-}
-
-/// Says why nothing was shown.
-pub fn explain(silence: Silence, never_loaded: &str) {
-    notice(&match silence {
-        Silence::Filtered(1) => "nothing shown: the filters let none of it through, 1 message".into(),
-        Silence::Filtered(n) => format!("nothing shown: the filters let none of it through, {n} messages"),
-        Silence::NeverLoaded => format!("nothing recorded: {never_loaded}"),
-        Silence::NoSockets(n) => format!(
-            "nothing recorded: {n} process{} traced, and no AF_UNIX socket was used through libc; what a program does by \
-             system calls of its own is not seen",
-            if n == 1 { "" } else { "es" }
-        ),
-        Silence::Go(n) => {
-            format!("nothing recorded: {n} process{} traced, see above", if n == 1 { "" } else { "es" })
-        }
-        Silence::Unused(1) => "nothing recorded: 1 AF_UNIX socket was made, and nothing went over it".into(),
-        Silence::Unused(n) => format!("nothing recorded: {n} AF_UNIX sockets were made, and nothing went over them"),
-        Silence::Failures(1) => "no messages: a call on an AF_UNIX socket failed, and nothing went over any".into(),
-        Silence::Failures(n) => {
-            format!("no messages: calls on AF_UNIX sockets failed, {n} as told above, and nothing went over any")
-        }
-        Silence::NoMessages(1) => "no messages: 1 AF_UNIX socket, and nothing went over it".into(),
-        Silence::NoMessages(n) => format!("no messages: {n} AF_UNIX sockets, and nothing went over them"),
-    });
 }
 
 /// An exit status as a shell has it.

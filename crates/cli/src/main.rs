@@ -3,9 +3,9 @@
 //! ```text
 //! run ─┬ engine (preload, frida, gadget): the program with the probe in it
 //!      └ live: collector thread ─► Scope ─┬► Recorder (-w DIR), Packets (-w -)
-//! attach ─ engine (frida) ─► live         └► View ─► Output
+//! attach ─ engine (frida) ─► live         └► Shown ─► Output
 //!      └ nest: live of a socktrace that this one runs under gets the same frames
-//! show ─ Recording: events.jsonl and payload files ─► View ─► Output
+//! show ─ Follow: events.jsonl and payload files ─► Shown ─► Destination
 //! export ─ socktrace-export ─► a file
 //! extcap ─ run or attach, for Wireshark
 //! ```
@@ -16,7 +16,6 @@ mod documents;
 mod engine;
 mod export;
 mod extcap;
-mod filter;
 mod live;
 mod manual;
 mod nest;
@@ -25,8 +24,6 @@ mod packets;
 mod program;
 mod run;
 mod show;
-mod summary;
-mod view;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

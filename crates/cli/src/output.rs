@@ -9,9 +9,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anstream::{AutoStream, ColorChoice};
-use anyhow::Result;
-use socktrace_event::{errno, notice};
+use anyhow::{Error, Result, anyhow};
+use socktrace_event::{End, PathError, Taken, errno, notice};
 use socktrace_recording::private;
+use socktrace_view::{Lines, Printer};
 
 /// How much waits for a slow reader while a program is traced, in bytes: beyond that, lines are dropped and counted,
 /// because the program must not wait.
@@ -22,32 +23,6 @@ pub const ORDERING_TIME: Duration = Duration::from_millis(20);
 
 /// In messages.
 pub const STDOUT: &str = "standard output";
-
-/// Lines, and when what they tell of happened.
-#[derive(Debug, Default)]
-pub struct Lines {
-    pub bytes: Vec<u8>,
-    /// Time in nanoseconds and length of each piece that stays together.
-    marks: Vec<(u64, usize)>,
-    marked: usize,
-}
-
-impl Lines {
-    /// What has been added since is of this time.
-    pub fn mark(&mut self, ns: u64) {
-        let len = self.bytes.len() - self.marked;
-        if len > 0 {
-            self.marks.push((ns, len));
-            self.marked = self.bytes.len();
-        }
-    }
-
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.marks.clear();
-        self.marked = 0;
-    }
-}
 
 /// A writer whose errors say what could not be written.
 pub struct Named<W> {
@@ -139,10 +114,14 @@ impl Destination {
         let thread = thread::Builder::new().name("output".into()).spawn(move || drain(&theirs, writer, ordering));
         Output { queue, thread: thread.ok() }
     }
+}
 
-    /// Writes at once.
-    pub fn write(&mut self, bytes: &[u8]) -> Written {
-        written(self.writer.write_all(bytes).and_then(|()| self.writer.flush()))
+/// Writes at once.
+impl Printer for Destination {
+    type Error = Error;
+
+    fn print(&mut self, lines: &Lines) -> Taken<Error> {
+        write(&mut *self.writer, &lines.bytes)
     }
 }
 
@@ -152,26 +131,15 @@ fn is_null(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == NULL)
 }
 
-/// What has become of lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
-    All,
-    /// The reader wants no more.
-    Gone,
-    /// They cannot be written, which has been said.
-    Failed,
-}
-
-/// A reader that has gone is no error, and anything else is said once.
-fn written(result: io::Result<()>) -> Written {
-    match result {
-        Ok(()) => Written::All,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Written::Gone,
-        Err(error) => {
-            notice(&format!("the output cannot be written: {}: nothing more is shown", errno::explain(&error)));
-            Written::Failed
+/// A reader that has gone is no error: it has enough.
+fn write(writer: &mut dyn Write, bytes: &[u8]) -> Taken<Error> {
+    writer.write_all(bytes).and_then(|()| writer.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => End::Enough,
+        _ => {
+            let why = errno::explain(&error);
+            End::Failed(anyhow!("the output cannot be written: {why}: nothing more is shown"))
         }
-    }
+    })
 }
 
 #[derive(Default)]
@@ -226,7 +194,10 @@ fn drain(queue: &Queue, mut writer: Box<dyn Write + Send>, ordering: Duration) {
         held.add(&lines, Instant::now());
         bytes.clear();
         held.take(if is_last { Duration::ZERO } else { ordering }, &mut bytes);
-        if written(writer.write_all(&bytes).and_then(|()| writer.flush())) != Written::All {
+        if let Err(end) = write(&mut *writer, &bytes) {
+            if let End::Failed(error) = end {
+                notice(&error.to_string());
+            }
             let mut state = queue.lock();
             (state.gone, state.waiting) = (true, Lines::default());
             return;
@@ -285,23 +256,26 @@ impl Ordering {
     }
 }
 
-/// Lines on their way.
+/// Lines on their way; without a thread, to nobody.
+#[derive(Default)]
 pub struct Output {
     queue: Arc<Queue>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Output {
-    /// Hands whole lines on; never waits.
-    pub fn write(&self, lines: &Lines) {
-        let Some(&(first_ns, _)) = lines.marks.first() else { return };
+/// Hands lines on, and never waits but for the end.
+impl Printer for Output {
+    type Error = PathError;
+
+    fn print(&mut self, lines: &Lines) -> Taken<PathError> {
+        let Some(&(first_ns, _)) = lines.marks.first() else { return Ok(()) };
         let mut state = self.queue.lock();
         if state.gone || self.thread.is_none() {
-            return;
+            return Ok(());
         }
         if !state.has_room(lines.bytes.len()) {
             state.dropped += lines.bytes.iter().filter(|&&b| b == b'\n').count() as u64;
-            return;
+            return Ok(());
         }
         if let dropped @ 1.. = std::mem::take(&mut state.dropped) {
             let note = format!("… {dropped} lines are not shown: the output did not take them\n");
@@ -310,8 +284,19 @@ impl Output {
         state.add(&lines.bytes, &lines.marks);
         drop(state);
         self.queue.changed.notify_one();
+        Ok(())
     }
 
+    fn finish(&mut self) -> Result<(), PathError> {
+        let unshown = self.close();
+        if unshown > 0 {
+            notice(&format!("{unshown} lines were not shown: the output did not take them"));
+        }
+        Ok(())
+    }
+}
+
+impl Output {
     /// Hands bytes on that are no lines; never waits. False: they are dropped, because too much is waiting.
     pub fn write_whole(&self, bytes: &[u8]) -> bool {
         let mut state = self.queue.lock();
@@ -328,7 +313,7 @@ impl Output {
     }
 
     /// Waits until all is written, and returns how many lines never will be.
-    pub fn finish(&mut self) -> u64 {
+    pub fn close(&mut self) -> u64 {
         let mut state = self.queue.lock();
         state.closed = true;
         let dropped = state.dropped;
@@ -374,9 +359,9 @@ mod tests {
     fn nothing_is_lost_at_the_end() {
         let (reader, writer) = io::pipe().unwrap();
         let mut output = Destination::to(Box::new(writer)).in_background(Duration::from_secs(3600));
-        output.write(&lines(&[(2, "b\n"), (1, "a\n")]));
-        output.write(&lines(&[(u64::MAX, "table\n"), (0, "first\n")]));
-        assert_eq!(output.finish(), 0);
+        output.print(&lines(&[(2, "b\n"), (1, "a\n")])).unwrap();
+        output.print(&lines(&[(u64::MAX, "table\n"), (0, "first\n")])).unwrap();
+        assert_eq!(output.close(), 0);
         assert_eq!(io::read_to_string(reader).unwrap(), "first\na\nb\ntable\n");
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use socktrace_event::{End, Event, PathError, Sink, Taken, notice};
-use socktrace_export::{Captured, Exporter, Pcapng, Ports, Survey};
+use socktrace_event::{Captured, End, Event, PathError, Sink, Taken, notice};
+use socktrace_export::{Exporter, Pcapng, Ports, Survey};
 use socktrace_recording::{Contents, private};
 
 use crate::args::{CaptureArgs, RecordFormat};
@@ -168,7 +168,7 @@ impl Sink for Packets {
     fn finish(&mut self, _: &str) -> Result<(), PathError> {
         let _ = self.exporter.finish();
         self.hand_on();
-        self.output.finish();
+        self.output.close();
         if self.dropped > 0 {
             notice(&format!("LOST: {} packets were not written: their reader did not take them", self.dropped));
         }

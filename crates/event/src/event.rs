@@ -33,6 +33,15 @@ pub struct Event<'a> {
     pub rest: Rest<'a>,
 }
 
+/// What is there of the bytes that a data event speaks of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Captured<'p> {
+    /// Those that are there, from the first one on.
+    pub bytes: &'p [u8],
+    /// Why they are not all.
+    pub missing: Option<&'static str>,
+}
+
 /// What follows the base name of the payload file of a direction.
 pub const fn file_suffix(direction: Direction) -> Option<&'static str> {
     match direction {

@@ -41,7 +41,7 @@ pub mod util;
 mod what;
 
 pub use error::{ErrorKind, PathError};
-pub use event::{Event, file_suffix};
+pub use event::{Captured, Event, file_suffix};
 pub use gttr::{Credentials, Direction};
 pub use line::Rest;
 pub use notice::{Limited, notice, silence_notices};

@@ -3,9 +3,8 @@
 use std::fmt::Write;
 
 use socktrace_event::printable::{name, sentence};
-use socktrace_event::{Data, Event, PassedFd, What};
+use socktrace_event::{Captured, Data, Event, PassedFd, What};
 
-use crate::Captured;
 use crate::processes::Processes;
 
 /// A comment's greatest length in bytes: a message may pass 253 descriptors (unix(7)), each with a path.

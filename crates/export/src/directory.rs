@@ -4,11 +4,11 @@ use std::io;
 use std::path::Path;
 
 use socktrace_event::Event;
-use socktrace_recording::{Ordered, Recorded};
+use socktrace_recording::{Condition, Ordered, Recorded};
 
+use crate::Exporter;
 use crate::ports::{Ports, SNIFFED_LEN};
 use crate::survey::Survey;
-use crate::{Captured, Exporter};
 
 /// Progress is told after so many lines.
 const PROGRESS_LINES: u64 = 1 << 10;
@@ -27,14 +27,8 @@ pub struct Progress {
 pub struct Report {
     /// Events read.
     pub events: u64,
-    /// Whether the recording's last event says that it has ended.
-    pub has_ended: bool,
-    /// Bytes of a last line that is not whole.
-    pub torn: usize,
-    /// Lines that are no events.
-    pub unreadable: u64,
-    /// Events that could not be handed on in time.
-    pub late: u64,
+    /// What the recording is like.
+    pub condition: Condition,
     /// Events of connections that there was no room for.
     pub left_out: u64,
 }
@@ -107,12 +101,7 @@ pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<
         }
     }
     (options.progress)(Progress { done: 2 * end, total: 2 * end });
-    let recording = ordered.recording();
-    (report.torn, report.late, report.left_out) = (ordered.torn_len(), ordered.late, survey.left_out());
-    // It may have grown since.
-    let has_grown = recording.events_len().is_ok_and(|len| len > recording.at() + report.torn as u64);
-    report.has_ended = ordered.has_ended && !has_grown;
-    report.unreadable = recording.unreadable();
+    (report.condition, report.left_out) = (ordered.condition(), survey.left_out());
     exporter.finish()?;
     Ok(report)
 }
@@ -123,7 +112,7 @@ fn hand_on(recorded: &Recorded, event: &Event<'_>, exporter: &mut dyn Exporter, 
         return Ok(());
     }
     let payload = recorded.payload(exporter.needed_bytes());
-    exporter.event(event, Captured { bytes: &payload.bytes, missing: payload.missing }, survey)?;
+    exporter.event(event, payload.captured(), survey)?;
     match key {
         Some(key) if survey.handed_on(key) => exporter.forget(event, survey),
         _ => Ok(()),

@@ -26,22 +26,13 @@ pub mod survey;
 
 use std::io;
 
-use socktrace_event::{Event, What};
+use socktrace_event::{Captured, Event, What};
 
 pub use directory::{Error, Progress, Report, export};
 pub use pcapng::Pcapng;
 pub use perfetto::Perfetto;
 pub use ports::Ports;
 pub use survey::Survey;
-
-/// What is there of the bytes that a data event speaks of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Captured<'p> {
-    /// Those that are there, from the first one on.
-    pub bytes: &'p [u8],
-    /// Why they are not all.
-    pub missing: Option<&'static str>,
-}
 
 /// Takes a recording's events, in the order of time, and writes them in another form.
 pub trait Exporter {

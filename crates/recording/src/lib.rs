@@ -15,7 +15,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`Recording`] reads in the order in which events arrived, [`Ordered`] by their times, and as a recording grows.
+//! [`Recording`] reads in the order in which events arrived, [`Ordered`] by their times, [`Follow`] as a recording grows.
 //! [`Recorder`] is a [`Sink`](socktrace_event::Sink) that writes one. What a recording takes in memory has a limit, however
 //! long it is; and it may be anybody's and hold anything.
 
@@ -26,6 +26,7 @@ mod connections;
 mod data_line;
 mod events_file;
 mod folder;
+mod follow;
 mod journal;
 mod lines;
 mod ordered;
@@ -38,7 +39,8 @@ mod recorder;
 mod recover;
 mod segments;
 
-pub use ordered::Ordered;
+pub use follow::{Follow, Next};
+pub use ordered::{Condition, Ordered};
 pub use reader::{Payload, Recorded, Recording};
 pub use recorder::{Contents, Recorder};
 pub use recover::Recovered;

@@ -15,7 +15,7 @@ use crate::reader::{Note, Recorded, Recording};
 /// Of so many bytes of events.jsonl the earliest time is known.
 const PIECE_LEN: u64 = 64 << 10;
 /// Lines that are held back at one time take no more than this, in bytes; a recording in which more stand before an
-/// earlier one is shown out of order there, and [`Ordered::late`] counts how often. Collectors read their rings by
+/// earlier one is shown out of order there, and [`Condition::late`] counts how often. Collectors read their rings by
 /// turns of 1 MiB.
 const MAX_HELD: usize = 256 << 20;
 /// What a line takes beside its bytes while it is held, about.
@@ -70,7 +70,42 @@ impl Survey {
     }
 }
 
-/// Reads a recording by time, as far as it went when this began, or from then on as it grows.
+/// What a recording is like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Lines that are no events.
+    pub unreadable: u64,
+    /// Events that were given after a later one.
+    pub late: u64,
+    /// Bytes of a last line that has no end.
+    pub torn: usize,
+    /// Whether its last event says that it has ended.
+    pub has_ended: bool,
+}
+
+impl Condition {
+    /// What is not as it should be, a sentence each.
+    pub fn sentences(&self, folder: &Path) -> Vec<String> {
+        let (shown, Self { unreadable, late, torn, has_ended }) = (folder.display(), *self);
+        let mut all = Vec::new();
+        if unreadable > 0 {
+            all.push(format!("{shown}/events.jsonl: {unreadable} lines are no events and are left out"));
+        }
+        if late > 0 {
+            all.push(format!(
+                "{shown}: {late} events stand after later ones: too much lies between them to be put in order"
+            ));
+        }
+        if torn > 0 {
+            all.push(format!("{shown}/events.jsonl: the last line is cut off and is left out"));
+        } else if !has_ended {
+            all.push(format!("{shown}: its recording has not ended, or was cut off"));
+        }
+        all
+    }
+}
+
+/// Reads a recording by time, as far as it went when this began.
 #[derive(Debug)]
 pub struct Ordered {
     recording: Recording,
@@ -83,10 +118,8 @@ pub struct Ordered {
     held_len: usize,
     arrived: u64,
     latest_given: u64,
-    /// Events that were given after a later one.
-    pub late: u64,
-    /// Whether the last event that was read says that the recording has ended.
-    pub has_ended: bool,
+    late: u64,
+    pub(crate) has_ended: bool,
     /// Bytes of a last line that had no end when this began.
     torn: usize,
 }
@@ -127,13 +160,18 @@ impl Ordered {
         &self.recording
     }
 
-    /// Bytes of a last line that has no end.
-    pub fn torn_len(&self) -> usize {
-        match self.recording.torn_len() {
+    /// What it is like, as far as it is read.
+    pub fn condition(&self) -> Condition {
+        let recording = &self.recording;
+        let torn = match recording.torn_len() {
             // What was behind the end has not been read again.
-            0 if self.recording.at() == self.recording.end() => self.torn,
+            0 if recording.at() == recording.end() => self.torn,
             len => len,
-        }
+        };
+        // It may have grown since.
+        let has_grown = recording.events_len().is_ok_and(|len| len > recording.at() + torn as u64);
+        let has_ended = self.has_ended && !has_grown;
+        Condition { unreadable: recording.unreadable(), late: self.late, torn, has_ended }
     }
 
     /// The next event by time of what was there at the beginning; `None` if that was all.
@@ -169,7 +207,7 @@ impl Ordered {
     /// # Errors
     ///
     /// As of [`Ordered::next_event`].
-    pub fn read_added(&mut self) -> Result<bool, PathError> {
+    pub(crate) fn read_added(&mut self) -> Result<bool, PathError> {
         let mut any = false;
         while self.held_len <= MAX_HELD && self.read_one()? {
             any = true;
@@ -179,7 +217,7 @@ impl Ordered {
     }
 
     /// Of what was added, the next event by time, if it happened `lag_ns` before the latest that has arrived.
-    pub fn next_added(&mut self, lag_ns: u64) -> Option<Recorded> {
+    pub(crate) fn next_added(&mut self, lag_ns: u64) -> Option<Recorded> {
         let ((ns, _), _) = self.held.first_key_value()?;
         let is_due = lag_ns == 0 || ns.saturating_add(lag_ns) <= self.order.latest || self.held_len > MAX_HELD;
         if is_due { self.take() } else { None }

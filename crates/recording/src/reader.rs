@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use socktrace_event::{Event, PathError, What};
+use socktrace_event::{Captured, Event, PathError, What};
 
 use crate::events_file::NAME as EVENTS;
 use crate::lines::{self, Lines};
@@ -29,6 +29,13 @@ pub struct Payload {
     pub bytes: Vec<u8>,
     /// Why they are not all that the event speaks of.
     pub missing: Option<&'static str>,
+}
+
+impl Payload {
+    /// The same, borrowed.
+    pub fn captured(&self) -> Captured<'_> {
+        Captured { bytes: &self.bytes, missing: self.missing }
+    }
 }
 
 /// An event of a recording, and where its bytes are.

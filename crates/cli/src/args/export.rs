@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use socktrace_params::EVERYTHING;
 
+use super::ScopeArgs;
+
 pub const EXPORT_EXAMPLES: &str = "\
 Examples:
   socktrace export /tmp/rec -o trace.pcapng && wireshark trace.pcapng
@@ -37,12 +39,8 @@ pub struct ExportArgs {
     /// file, for it has two link types
     #[arg(long)]
     pub dbus: bool,
-    /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
-    #[arg(long, value_name = "GLOB", help_heading = "Filters")]
-    pub path: Vec<OsString>,
-    /// Processes with this id. Repeatable
-    #[arg(long, help_heading = "Filters")]
-    pub pid: Vec<u32>,
+    #[command(flatten)]
+    pub scope: ScopeArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -11,14 +11,14 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use socktrace_event::printable::name;
-use socktrace_event::{Close, Data, Direction, Event, ProcessId, What};
+use socktrace_event::{Captured, Close, Data, Direction, Event, ProcessId, What};
 
 use crate::pairs::Pairs;
 use crate::ports::{DBUS_PORT, Ports, UNKNOWN_PORT};
 use crate::processes::Processes;
 use crate::stream::Track;
 use crate::survey::{Key, Survey, View, index};
-use crate::{Captured, Exporter, LeftOut, comment, is_client, is_datagram, is_from_start};
+use crate::{Exporter, LeftOut, comment, is_client, is_datagram, is_from_start};
 use addresses::Addresses;
 use blocks::Blocks;
 use conversation::{Conversation, Endpoint, Side};

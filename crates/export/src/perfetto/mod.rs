@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use prost::Message;
-use socktrace_event::{Data, Direction, Event, ProcessId, What, printable};
+use socktrace_event::{Captured, Data, Direction, Event, ProcessId, What, printable};
 
 use crate::processes::Processes;
 use crate::stream::{Place, Track};
 use crate::survey::{Key, Survey, index};
-use crate::{Captured, Exporter, comment, is_client, is_datagram, is_from_start};
+use crate::{Exporter, comment, is_client, is_datagram, is_from_start};
 use flows::{Flows, Received};
 use schema::{
     BOOTTIME, Clock, ClockSnapshot, DebugAnnotation, EventKind, ProcessDescriptor, REALTIME, Trace, TracePacket,

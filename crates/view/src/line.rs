@@ -3,13 +3,15 @@
 use anstyle::{AnsiColor, Style as Colour};
 use socktrace_event::{Direction, Event, Fail, Text, What, errno, printable};
 
-use super::assemble::Message;
-use super::connections::{Connection, Connections};
-use super::processes::{Processes, label};
-use super::table::{self, Row};
-use super::unseen::NOT_ASKED_FOR;
-use super::{Payload, Style, hexdump};
+use crate::connections::Connection;
+use crate::hexdump;
+use crate::message::Message;
+use crate::processes::label;
+use crate::style::{Form, Style};
 use crate::summary::{self, Context};
+use crate::table::{self, Row};
+use crate::traffic::Traffic;
+use crate::unseen::NOT_ASKED_FOR;
 
 /// So much of a payload is shown behind the line, in bytes.
 const PREVIEW_LEN: usize = 80;
@@ -68,10 +70,6 @@ impl Line {
         self.coloured(Colour::new(), text);
     }
 
-    fn ellipsis(&self) -> &'static str {
-        ellipsis(self.style)
-    }
-
     fn finish(mut self, to: &mut Vec<u8>) {
         self.text.push('\n');
         to.extend_from_slice(self.text.as_bytes());
@@ -82,20 +80,11 @@ fn unescaped(name: &str) -> Vec<u8> {
     gttr::unescape_path(name.as_bytes()).collect()
 }
 
-fn ellipsis(style: Style) -> &'static str {
-    if style.utf8 { "…" } else { "..." }
-}
-
-fn peer_of(connection: Option<&Connection>, processes: &Processes, connections: &Connections) -> String {
-    let peer = connection.and_then(|connection| connections.peer(connection));
-    peer.map(|(process, exe)| processes.show_peer(process, exe.as_deref())).unwrap_or_default()
-}
-
 /// A message's line, and what of its payload stands below it.
-pub fn message(message: &Message, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
-    let connection = connections.get(&message.conn_id);
+pub fn message(message: &Message, mut line: Line, traffic: &Traffic, to: &mut Vec<u8>) {
+    let connection = traffic.connections.get(&message.conn_id);
     if let Some(process) = message.process {
-        line.named(NAME, &processes.show(process));
+        line.named(NAME, &traffic.processes.show(process));
     }
     let arrows = if line.style.utf8 { ["→", "←"] } else { ["->", "<-"] };
     match message.direction {
@@ -104,8 +93,8 @@ pub fn message(message: &Message, mut line: Line, processes: &Processes, connect
         Direction::None => {}
     }
     line.named(PATH, shown_path(&message.path));
-    let peer = peer_of(connection, processes, connections);
-    line.named(NAME, &peer);
+    let peer = || connection.map(|connection| traffic.peer(connection)).unwrap_or_default();
+    line.named(NAME, &peer());
     line.plain(&size(message));
     if let Some(missing) = message.missing {
         line.coloured(BAD, &format!("({missing})"));
@@ -118,7 +107,7 @@ pub fn message(message: &Message, mut line: Line, processes: &Processes, connect
         line.plain(summary);
     }
     let style = line.style;
-    if style.payload == Payload::Preview {
+    if style.form == Form::Preview {
         if summary.is_none() && !message.bytes.is_empty() {
             preview(&mut line, message);
         }
@@ -161,7 +150,7 @@ fn preview(line: &mut Line, message: &Message) {
     printable::push(&mut line.text, &message.bytes[..len], line.style.utf8);
     line.text.push('"');
     if let more @ 1.. = message.size.saturating_sub(len as u64) {
-        line.plain(&more_bytes(more, line.ellipsis()));
+        line.plain(&more_bytes(more, line.style.ellipsis()));
     }
 }
 
@@ -181,15 +170,15 @@ fn cut(bytes: &[u8], max: usize) -> usize {
 
 fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
     let bytes = &message.bytes;
-    let len = match style.payload {
-        Payload::Full => bytes.len(),
-        Payload::Text => cut(bytes, FOLD_LEN),
+    let len = match style.form {
+        Form::Full => bytes.len(),
+        Form::Text => cut(bytes, FOLD_LEN),
         _ => bytes.len().min(FOLD_LEN),
     };
     let mut text = String::new();
     if len > 0 {
-        match style.payload {
-            Payload::Text => printable::push_lines(&mut text, &bytes[..len], style.utf8, INDENT),
+        match style.form {
+            Form::Text => printable::push_lines(&mut text, &bytes[..len], style.utf8, INDENT),
             _ => hexdump::push(&mut text, &bytes[..len], INDENT),
         }
     }
@@ -197,19 +186,19 @@ fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
     if let more @ 1.. = message.size.saturating_sub(len as u64)
         && (message.missing.is_none() || len < bytes.len())
     {
-        text.push_str(&format!("{INDENT}{}\n", more_bytes(more, ellipsis(style))));
+        text.push_str(&format!("{INDENT}{}\n", more_bytes(more, style.ellipsis())));
     }
     to.extend_from_slice(text.as_bytes());
 }
 
 /// The line of an event that is no message; none for what only the recording needs.
-pub fn event(event: &Event<'_>, mut line: Line, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
+pub fn event(event: &Event<'_>, mut line: Line, traffic: &Traffic, to: &mut Vec<u8>) {
     if let Some(process) = event.process() {
-        line.named(NAME, &processes.show(process));
+        line.named(NAME, &traffic.processes.show(process));
     }
-    let connection = event.conn_id().and_then(|id| connections.get(id));
+    let connection = event.conn_id().and_then(|id| traffic.connections.get(id));
     let path = event.path().or(connection.map(|connection| &*connection.path)).unwrap_or_default();
-    let peer = || peer_of(connection, processes, connections);
+    let peer = || connection.map(|connection| traffic.peer(connection)).unwrap_or_default();
     let text = |text: &Option<Text<'_>>| text.as_deref().unwrap_or_default().to_owned();
     match &event.what {
         What::Open(open) => {
@@ -278,26 +267,26 @@ fn failure(fail: &Fail<'_>) -> String {
 }
 
 /// The table at the end.
-pub fn table(style: Style, processes: &Processes, connections: &Connections, to: &mut Vec<u8>) {
+pub fn table(style: Style, traffic: &Traffic, to: &mut Vec<u8>) {
     let escaped = |text: &str| {
         let mut escaped = String::new();
         printable::push(&mut escaped, &unescaped(text), style.utf8);
         escaped
     };
-    let row = |connection: &Connection, processes: &Processes| Row {
+    let row = |connection: &Connection| Row {
         path: escaped(&connection.path),
         process: escaped(
             &connection.process.map(|process| label(&connection.process_name, process)).unwrap_or_default(),
         ),
-        peer: escaped(&peer_of(Some(connection), processes, connections)),
-        sent: (connection.sent.messages, connection.sent.bytes),
-        received: (connection.received.messages, connection.received.bytes),
+        peer: escaped(&traffic.peer(connection)),
+        sent: connection.sent,
+        received: connection.received,
         duration_ns: connection.duration_ns(),
     };
-    let (busiest, hidden) = connections.busiest(table::MAX_ROWS);
-    let rows = busiest.into_iter().map(|connection| row(connection, processes)).collect();
+    let (busiest, hidden) = traffic.connections.busiest(table::MAX_ROWS);
+    let rows = busiest.into_iter().map(row).collect();
     to.push(b'\n');
-    for (number, line) in table::lines(rows, hidden, ellipsis(style)).into_iter().enumerate() {
+    for (number, line) in table::lines(rows, hidden, style.ellipsis()).into_iter().enumerate() {
         let colour = if number == 0 && style.colour { PATH } else { Colour::new() };
         to.extend_from_slice(format!("{}{line}{}\n", colour.render(), colour.render_reset()).as_bytes());
     }

@@ -39,6 +39,7 @@ pub struct Processes {
 }
 
 impl Processes {
+    /// None is known yet. `live`: they are those of this machine and of now.
     pub fn new(live: bool) -> Self {
         Self { live, traced: HashMap::new(), former: 0, last: None, sockets: 0 }
     }

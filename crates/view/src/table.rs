@@ -1,5 +1,7 @@
 //! The table at the end: a line per connection.
 
+use crate::connections::Count;
+
 /// More connections than anybody reads; those with the most bytes are shown.
 pub const MAX_ROWS: usize = 50;
 /// Characters of a path that are shown: the end tells more than the beginning.
@@ -14,8 +16,8 @@ pub struct Row {
     pub path: String,
     pub process: String,
     pub peer: String,
-    pub sent: (u64, u64),
-    pub received: (u64, u64),
+    pub sent: Count,
+    pub received: Count,
     pub duration_ns: u64,
 }
 
@@ -61,7 +63,7 @@ fn shorten(path: &str, ellipsis: &str) -> String {
     }
 }
 
-fn moved((messages, bytes): (u64, u64)) -> String {
+fn moved(Count { messages, bytes }: Count) -> String {
     match messages {
         0 => "-".into(),
         1 => format!("1 message, {bytes} B"),
@@ -75,7 +77,8 @@ mod tests {
 
     fn row(path: &str, bytes: u64) -> Row {
         let (process, peer) = ("a[1]".into(), "b[2]".into());
-        Row { path: path.into(), process, peer, sent: (1, bytes), received: (0, 0), duration_ns: 1_234_000_000 }
+        let (sent, received) = (Count { messages: 1, bytes }, Count::default());
+        Row { path: path.into(), process, peer, sent, received, duration_ns: 1_234_000_000 }
     }
 
     #[test]

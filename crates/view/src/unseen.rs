@@ -5,8 +5,7 @@ use std::path::Path;
 
 use socktrace_event::{Begun, Event, Exec, Fail, What, printable};
 
-use super::processes::Processes;
-use crate::program;
+use crate::processes::Processes;
 
 /// What a probe says of programs that it was told to leave alone.
 pub const NOT_ASKED_FOR: &str = "not asked for";
@@ -17,8 +16,13 @@ const MAX_TEXT_LEN: usize = 1 << 10;
 /// Programs that a sentence names.
 const MAX_NAMED: usize = 5;
 
+/// Tells whether the program of a process, or where that has ended the one at a path, is one of Go's.
+pub type IsGo = fn(Option<u32>, &Path) -> bool;
+
 #[derive(Debug, Default)]
 pub struct Unseen {
+    /// None: the processes are not of this machine and of now.
+    is_go: Option<IsGo>,
     /// Names and reasons of programs that were not traced, and how often they were executed.
     untraced: BTreeMap<(String, String), u64>,
     /// Executables of traced programs, and whether they are Go's.
@@ -27,8 +31,12 @@ pub struct Unseen {
 }
 
 impl Unseen {
-    /// Learns from an event; `live`: the process is one of this machine, and of now.
-    pub fn note(&mut self, event: &Event<'_>, live: bool) {
+    pub fn new(is_go: Option<IsGo>) -> Self {
+        Self { is_go, ..Self::default() }
+    }
+
+    /// Learns from an event.
+    pub fn note(&mut self, event: &Event<'_>) {
         match &event.what {
             What::Exec(Exec { untraced: Some(why), program, .. }) if &**why != NOT_ASKED_FOR => {
                 let name = base_name(program.as_deref().unwrap_or_default());
@@ -52,10 +60,11 @@ impl Unseen {
                 }
             }
             What::Start(Begun { exe: Some(exe), .. })
-                if live && self.looked_at.len() < MAX_REMEMBERED && !self.looked_at.contains_key(&**exe) =>
+                if self.looked_at.len() < MAX_REMEMBERED && !self.looked_at.contains_key(&**exe) =>
             {
+                let Some(is_go) = self.is_go else { return };
                 let pid = event.process().and_then(|process| process.here());
-                self.looked_at.insert(exe.to_string(), program::is_go(pid, Path::new(&**exe)));
+                self.looked_at.insert(exe.to_string(), is_go(pid, Path::new(&**exe)));
             }
             _ => {}
         }
@@ -129,15 +138,15 @@ mod tests {
         let mut unseen = Unseen::default();
         let processes = Processes::new(false);
         assert!(unseen.sentences(&processes).is_empty());
-        unseen.note(&exec("/bin/ls", NOT_ASKED_FOR), false);
+        unseen.note(&exec("/bin/ls", NOT_ASKED_FOR));
         assert!(unseen.sentences(&processes).is_empty());
-        unseen.note(&exec("/usr/bin/sudo", "setuid"), false);
-        unseen.note(&exec("./busybox", "statically linked"), false);
-        unseen.note(&exec("./busybox", "statically linked"), false);
+        unseen.note(&exec("/usr/bin/sudo", "setuid"));
+        unseen.note(&exec("./busybox", "statically linked"));
+        unseen.note(&exec("./busybox", "statically linked"));
         let expected = "not traced: busybox, 2 times (statically linked), sudo (setuid)";
         assert_eq!(unseen.sentences(&processes), [expected]);
         for number in 0..2000 {
-            unseen.note(&exec(&format!("x{number}"), "setuid"), false);
+            unseen.note(&exec(&format!("x{number}"), "setuid"));
         }
         assert!(unseen.sentences(&processes)[0].ends_with(", and 1997 more"), "{:?}", unseen.sentences(&processes));
     }
@@ -145,9 +154,9 @@ mod tests {
     #[test]
     fn what_was_not_executed_is_not_named() {
         let mut unseen = Unseen::default();
-        unseen.note(&exec("/bin/x", "setuid"), false);
+        unseen.note(&exec("/bin/x", "setuid"));
         let program = Some("/bin/x".into());
-        unseen.note(&Event::now(What::Fail(Fail { program, ..Fail::default() })), false);
+        unseen.note(&Event::now(What::Fail(Fail { program, ..Fail::default() })));
         assert!(unseen.sentences(&Processes::new(false)).is_empty());
     }
 }

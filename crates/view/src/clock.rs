@@ -1,21 +1,32 @@
-//! When an event happened, as the user wants it.
+//! When an event happened, as whoever looks wants it.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::args::TimeArg;
+/// How times are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Time {
+    /// Local time of day.
+    #[default]
+    Local,
+    /// Seconds since the first event.
+    Relative,
+    /// Seconds since the Unix epoch.
+    Epoch,
+}
 
 /// Writes times.
 #[derive(Debug)]
 pub struct Clock {
-    style: TimeArg,
+    style: Time,
     zone: TimeZone,
     first: Option<u64>,
 }
 
 impl Clock {
-    pub fn new(style: TimeArg) -> Self {
-        let zone = if style == TimeArg::Local { TimeZone::system() } else { TimeZone::UTC };
+    /// A clock that does not know the first event yet.
+    pub fn new(style: Time) -> Self {
+        let zone = if style == Time::Local { TimeZone::system() } else { TimeZone::UTC };
         Self { style, zone, first: None }
     }
 
@@ -24,18 +35,19 @@ impl Clock {
         self.first.get_or_insert(ns);
     }
 
+    /// A time, given in nanoseconds since the Unix epoch.
     pub fn show(&self, ns: u64) -> String {
         match self.style {
-            TimeArg::Local => match Timestamp::from_nanosecond(ns.into()) {
+            Time::Local => match Timestamp::from_nanosecond(ns.into()) {
                 Ok(time) => time.to_zoned(self.zone.clone()).strftime("%H:%M:%S%.6f").to_string(),
                 // Beyond the year 9999: an agent's clock is not to be trusted.
                 Err(_) => seconds(ns.into()),
             },
-            TimeArg::Relative => {
+            Time::Relative => {
                 let first = self.first.unwrap_or(ns);
                 seconds(i128::from(ns) - i128::from(first))
             }
-            TimeArg::Epoch => seconds(ns.into()),
+            Time::Epoch => seconds(ns.into()),
         }
     }
 }
@@ -51,12 +63,12 @@ mod tests {
 
     #[test]
     fn styles() {
-        let mut clock = Clock::new(TimeArg::Relative);
+        let mut clock = Clock::new(Time::Relative);
         clock.start(5_000_000_000);
         assert_eq!(clock.show(6_000_001_999), "1.000001");
         assert_eq!(clock.show(4_500_000_000), "-0.500000");
-        assert_eq!(Clock::new(TimeArg::Epoch).show(1_700_000_000_000_001_000), "1700000000.000001");
-        let clock = Clock { style: TimeArg::Local, zone: TimeZone::UTC, first: None };
+        assert_eq!(Clock::new(Time::Epoch).show(1_700_000_000_000_001_000), "1700000000.000001");
+        let clock = Clock { style: Time::Local, zone: TimeZone::UTC, first: None };
         assert_eq!(clock.show(1_000_000), "00:00:00.001000");
         assert_eq!(clock.show(u64::MAX).len(), "23:34:33.709551".len());
     }

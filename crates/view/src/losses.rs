@@ -39,6 +39,7 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// Learns from an event.
     pub fn note(&mut self, event: &Event<'_>) {
         match &event.what {
             What::BadFrame(_) => self.bad_frames += 1,

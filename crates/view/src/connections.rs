@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use socktrace_event::{Direction, Event, ProcessId, What, printable};
 
-use super::assemble::Message;
-use super::processes::Processes;
+use crate::message::Message;
+use crate::processes::Processes;
 
 /// What is known of connections takes no more than this, in bytes. Beyond it the half of them with the fewest bytes is
 /// forgotten: the table at the end shows those with the most.
@@ -17,15 +17,20 @@ const CONNECTION_LEN: usize = 400;
 const MAX_TEXT_LEN: usize = 8 << 10;
 
 /// Messages and bytes in one direction.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
+    /// Calls that moved bytes.
     pub messages: u64,
+    /// Those bytes, captured or not.
     pub bytes: u64,
 }
 
+/// A traced process's end of a connection.
 #[derive(Debug, Default)]
 pub struct Connection {
+    /// The socket's path, as events have it (docs/gttr.md, "Names").
     pub path: String,
+    /// The process that was the first to use it.
     pub process: Option<ProcessId>,
     /// What it was called when it last used the connection.
     pub process_name: Arc<str>,
@@ -34,9 +39,13 @@ pub struct Connection {
     peer_inode: Option<u64>,
     /// Whether the traced end connected (true) or accepted.
     pub is_client: Option<bool>,
+    /// What was received.
     pub received: Count,
+    /// What was sent.
     pub sent: Count,
+    /// When it was first used, in nanoseconds since the Unix epoch.
     pub first_ns: u64,
+    /// When it was last used.
     pub last_ns: u64,
 }
 
@@ -138,17 +147,18 @@ impl Connections {
         count.bytes = count.bytes.saturating_add(message.total);
     }
 
+    /// The one of this name.
     pub fn get(&self, conn_id: &str) -> Option<&Connection> {
         self.by_id.get(conn_id)
     }
 
     /// The process at the other end, and its executable where the event named it: if it is traced, too, then by its
     /// own end of the connection, for SO_PEERCRED only knows who listened.
-    pub fn peer(&self, connection: &Connection) -> Option<(ProcessId, Option<String>)> {
+    pub fn peer<'c>(&self, connection: &'c Connection) -> Option<(ProcessId, Option<&'c str>)> {
         let traced = connection.peer_inode.and_then(|inode| self.by_inode.get(&inode));
         match traced {
             Some(&process) => Some((process, None)),
-            None => connection.peer.map(|process| (process, connection.peer_exe.clone())),
+            None => connection.peer.map(|process| (process, connection.peer_exe.as_deref())),
         }
     }
 
@@ -194,8 +204,9 @@ impl Connections {
         self.len = self.by_id.iter().map(texts).sum();
     }
 
-    pub fn len(&self) -> usize {
-        self.by_id.len()
+    /// Whether there has been none.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
     }
 }
 

@@ -2,16 +2,13 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
-use socktrace_event::{Event, What, printable};
-
-/// A message's bytes, and why they are not all.
-pub type Payloads<'p> = (&'p [u8], Option<&'static str>);
+use socktrace_event::{Captured, Event, What, printable};
 
 /// Appends the line. `recorded` is what events.jsonl has of the event, if that is where it comes from.
 ///
 /// To a `data` event is added `payload`, if its bytes are text (UTF-8), else `payload_base64`; and `payload_missing`, the
 /// reason, where they are not all.
-pub fn push(event: &Event<'_>, (payload, missing): Payloads<'_>, recorded: Option<&[u8]>, to: &mut Vec<u8>) {
+pub fn push(event: &Event<'_>, payload: Captured<'_>, recorded: Option<&[u8]>, to: &mut Vec<u8>) {
     // Of a field that is there already there would be two.
     let line = recorded.filter(|line| !contains(line, b"\"payload")).map(<[u8]>::trim_ascii);
     let written = line.is_none().then(|| serde_json::to_vec(event).unwrap_or_default());
@@ -25,11 +22,11 @@ pub fn push(event: &Event<'_>, (payload, missing): Payloads<'_>, recorded: Optio
     let mut field = |name: &str, text: String| {
         printable::push_json(to, format!(",\"{name}\":{}", Value::from(text)).as_bytes());
     };
-    match std::str::from_utf8(payload) {
+    match std::str::from_utf8(payload.bytes) {
         Ok(text) => field("payload", text.to_owned()),
-        Err(_) => field("payload_base64", BASE64_STANDARD.encode(payload)),
+        Err(_) => field("payload_base64", BASE64_STANDARD.encode(payload.bytes)),
     }
-    if let Some(missing) = missing {
+    if let Some(missing) = payload.missing {
         field("payload_missing", missing.to_owned());
     }
     to.extend_from_slice(b"}\n");
@@ -46,10 +43,10 @@ mod tests {
 
     use super::*;
 
-    fn of(payload: Payloads<'_>, recorded: Option<&[u8]>) -> Value {
+    fn of((bytes, missing): (&[u8], Option<&'static str>), recorded: Option<&[u8]>) -> Value {
         let event = Event::now(What::Data(Data { size: 1, ..Data::default() }));
         let mut line = Vec::new();
-        push(&event, payload, recorded, &mut line);
+        push(&event, Captured { bytes, missing }, recorded, &mut line);
         serde_json::from_slice(&line).unwrap()
     }
 

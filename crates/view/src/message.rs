@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use socktrace_event::{Data, Direction, Event, ProcessId};
+use socktrace_event::{Captured, Data, Direction, Event, ProcessId};
 
 /// So much of one message is kept until its last part is there, in bytes; beyond that it is shown in pieces.
 const MAX_KEPT: usize = 16 << 20;
@@ -16,10 +16,15 @@ const MAX_PENDING: usize = 1024;
 /// What one call moved.
 #[derive(Debug)]
 pub struct Message {
+    /// When, in nanoseconds since the Unix epoch.
     pub ns: u64,
+    /// The process that made the call.
     pub process: Option<ProcessId>,
+    /// Which connection.
     pub conn_id: String,
+    /// The socket's path, as events have it (docs/gttr.md, "Names").
     pub path: String,
+    /// Which way.
     pub direction: Direction,
     /// The captured bytes, as far as they are at hand.
     pub bytes: Vec<u8>,
@@ -45,16 +50,11 @@ pub struct Assembler {
 
 impl Assembler {
     /// Takes a data event, and returns the messages that are to be shown now.
-    pub fn take(
-        &mut self,
-        event: &Event<'_>,
-        data: &Data<'_>,
-        bytes: &[u8],
-        missing: Option<&'static str>,
-    ) -> Vec<Message> {
+    pub fn take(&mut self, event: &Event<'_>, data: &Data<'_>, payload: Captured<'_>) -> Vec<Message> {
         if !data.is_split() {
-            return vec![message(event, data, bytes, missing)];
+            return vec![message(event, data, payload)];
         }
+        let Captured { bytes, missing } = payload;
         let (part, parts) = (data.part.unwrap_or(0), data.parts.unwrap_or(1));
         let key: Key = (data.conn_id.to_string(), data.direction, event.process(), event.tid);
         let mut done = Vec::new();
@@ -72,13 +72,7 @@ impl Assembler {
             }
             begun => {
                 done.extend(begun.map(|(_, begun)| begun));
-                self.keep_or_finish(
-                    key,
-                    part.saturating_add(1),
-                    parts,
-                    message(event, data, bytes, missing),
-                    &mut done,
-                );
+                self.keep_or_finish(key, part.saturating_add(1), parts, message(event, data, payload), &mut done);
             }
         }
         done
@@ -103,17 +97,17 @@ impl Assembler {
     }
 }
 
-fn message(event: &Event<'_>, data: &Data<'_>, bytes: &[u8], missing: Option<&'static str>) -> Message {
+fn message(event: &Event<'_>, data: &Data<'_>, payload: Captured<'_>) -> Message {
     Message {
         ns: event.time_ns(),
         process: event.process(),
         conn_id: data.conn_id.to_string(),
         path: data.path.to_string(),
         direction: data.direction,
-        bytes: bytes.to_owned(),
+        bytes: payload.bytes.to_owned(),
         size: data.size,
         total: data.moved().max(data.size),
-        missing,
+        missing: payload.missing,
         details: details(data),
     }
 }
@@ -159,7 +153,7 @@ mod tests {
                 parts: (of > 1).then_some(of),
                 ..Data::default()
             };
-            self.take(&Event { pid: Some(1), ..Event::default() }, &data, bytes, None)
+            self.take(&Event { pid: Some(1), ..Event::default() }, &data, Captured { bytes, missing: None })
         }
     }
 

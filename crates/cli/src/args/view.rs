@@ -1,0 +1,146 @@
+//! The options that say what is shown, and how.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anstream::ColorChoice;
+use anyhow::{Result, anyhow};
+use clap::{Args, ValueEnum};
+use socktrace_event::Direction;
+use socktrace_view::{Filter, Form, Scope, Selection, Style, Time, is_utf8_locale};
+
+/// Of which sockets and processes.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Filters")]
+pub struct ScopeArgs {
+    /// Sockets whose path matches; !GLOB: all but those. `*` matches slashes, too. Repeatable
+    #[arg(long, value_name = "GLOB")]
+    pub path: Vec<OsString>,
+    /// Processes with this id. Repeatable
+    #[arg(long)]
+    pub pid: Vec<u32>,
+}
+
+/// Which messages.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Filters")]
+pub struct FilterArgs {
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+    /// Messages in this direction, seen from the traced process
+    #[arg(long, value_enum)]
+    pub direction: Option<DirectionArg>,
+    /// Messages whose bytes match
+    #[arg(long, value_name = "REGEX")]
+    pub grep: Option<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DirectionArg {
+    /// Received
+    In,
+    /// Sent
+    Out,
+}
+
+impl ScopeArgs {
+    /// # Errors
+    ///
+    /// One line that names the option and what is no pattern.
+    pub fn scope(&self) -> Result<Scope> {
+        Scope::new(&self.filter()).map_err(|error| anyhow!("--path {error}"))
+    }
+
+    fn filter(&self) -> Filter {
+        Filter { paths: self.path.clone(), pids: self.pid.clone(), ..Filter::default() }
+    }
+}
+
+impl FilterArgs {
+    /// # Errors
+    ///
+    /// One line that names the option and what is no pattern or no expression.
+    pub fn both(&self) -> Result<(Scope, Selection)> {
+        let direction = self.direction.map_or(Direction::None, |direction| match direction {
+            DirectionArg::In => Direction::In,
+            DirectionArg::Out => Direction::Out,
+        });
+        let filter = Filter { direction, grep: self.grep.clone(), ..self.scope.filter() };
+        let selection = Selection::new(&filter).map_err(|error| anyhow!("--grep {error}"));
+        Ok((self.scope.scope()?, selection?))
+    }
+}
+
+/// How it is shown.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct ViewArgs {
+    /// Write to FILE [default: standard error; show and --json: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Show payloads as text
+    #[arg(short = 'A', conflicts_with_all = ["hex", "full"])]
+    pub text: bool,
+    /// Show payloads in hex and text
+    #[arg(short = 'x')]
+    pub hex: bool,
+    /// Show payloads in hex and text, however long they are
+    #[arg(short = 'X')]
+    pub full: bool,
+    /// Write events as JSON lines, as in events.jsonl, with their payload
+    #[arg(long, conflicts_with_all = ["text", "hex", "full"])]
+    pub json: bool,
+    /// How times are shown
+    #[arg(long, value_enum, default_value_t = TimeArg::Local)]
+    pub time: TimeArg,
+    /// Use colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
+    pub color: ColorArg,
+}
+
+impl ViewArgs {
+    pub fn style(&self, colour: bool) -> Style {
+        let form = match self {
+            Self { json: true, .. } => Form::Json,
+            Self { full: true, .. } => Form::Full,
+            Self { hex: true, .. } => Form::Hex,
+            Self { text: true, .. } => Form::Text,
+            _ => Form::Preview,
+        };
+        let time = match self.time {
+            TimeArg::Local => Time::Local,
+            TimeArg::Relative => Time::Relative,
+            TimeArg::Epoch => Time::Epoch,
+        };
+        Style { form, time, colour, utf8: is_utf8_locale() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TimeArg {
+    /// Local time of day
+    #[default]
+    Local,
+    /// Seconds since the first event
+    Relative,
+    /// Seconds since the Unix epoch
+    Epoch,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorArg {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<ColorArg> for ColorChoice {
+    fn from(color: ColorArg) -> Self {
+        match color {
+            ColorArg::Auto => Self::Auto,
+            ColorArg::Always => Self::Always,
+            ColorArg::Never => Self::Never,
+        }
+    }
+}
