@@ -127,8 +127,8 @@ impl Printer for Destination {
 
 fn is_null(file: &File) -> bool {
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-    const NULL: u64 = libc::makedev(1, 3);
-    file.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == NULL)
+    let null = rustix::fs::makedev(1, 3);
+    file.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == null)
 }
 
 /// A reader that has gone is no error: it has enough.

@@ -45,7 +45,7 @@ pub use event::{Captured, Event, file_suffix};
 pub use gttr::{Credentials, Direction};
 pub use line::Rest;
 pub use notice::{Limited, notice, silence_notices};
-pub use process::{ProcessId, Stat, process_name};
+pub use process::{ProcessId, Stat, proc_text, process_name};
 pub use sink::{Before, End, Layer, Sink, Taken};
 pub use source::{Failed, Origin, Source};
 pub use stop::{Stop, StopHandle};

@@ -54,7 +54,7 @@ impl Stat {
         const STATE: usize = 3;
         const PPID: usize = 4;
         const STARTTIME: usize = 22;
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let stat = proc_text(&format!("/proc/{pid}/stat"))?;
         // The name before may have any character in it.
         let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
         let field = |number: usize| fields.get(number - STATE);
@@ -62,6 +62,12 @@ impl Stat {
         let stat = Self { state, parent: field(PPID)?.parse().ok()?, started: field(STARTTIME)?.parse().ok()? };
         (!matches!(state, 'Z' | 'X')).then_some(stat)
     }
+}
+
+/// What a file of proc(5) says; None: it cannot be read. A process's name in it may be any bytes, and the kernel cuts names
+/// within characters: what is no UTF-8 is replaced.
+pub fn proc_text(path: &str) -> Option<String> {
+    fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What people call a process of this name in the kernel and this executable: as ps(1) shows it, but whole where the
@@ -87,6 +93,16 @@ mod tests {
         assert_eq!(own.parent, std::os::unix::process::parent_id());
         assert!(Stat::of(own.parent).is_none_or(|parent| parent.started <= own.started));
         assert_eq!(Stat::of(0), None);
+    }
+
+    #[test]
+    fn a_name_that_the_kernel_has_cut_within_a_character() {
+        let read = || {
+            let own = fs::read_link("/proc/thread-self").unwrap();
+            Stat::of(own.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        };
+        let named = std::thread::Builder::new().name("é".repeat(8)).spawn(read).unwrap();
+        assert_eq!(named.join().unwrap().unwrap().state, 'R');
     }
 
     #[test]

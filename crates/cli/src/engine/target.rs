@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
-use socktrace_event::errno;
+use socktrace_event::{errno, proc_text};
 
 use super::seccomp;
 use crate::program;
@@ -29,7 +29,7 @@ struct Status {
 
 impl Status {
     fn of(pid: u32) -> Option<Self> {
-        Some(Self::parse(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?))
+        proc_text(&format!("/proc/{pid}/status")).map(|text| Self::parse(&text))
     }
 
     fn parse(text: &str) -> Self {

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use gttr::Frame;
-use socktrace_event::{Event, Layer, Sink, Stat, Taken};
+use socktrace_event::{Event, Layer, Sink, Stat, Taken, proc_text};
 
 use crate::owners::Owners;
 
@@ -50,7 +50,7 @@ fn host_pid(numbers: Option<&[u32]>, sender: u32, pid: u32) -> Option<u32> {
 
 /// A process's numbers, in every pid namespace from ours down to its own (`NSpid`, proc_pid_status(5)).
 fn numbers_of(pid: u32) -> Option<Vec<u32>> {
-    numbers_in(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+    numbers_in(&proc_text(&format!("/proc/{pid}/status"))?)
 }
 
 fn numbers_in(status: &str) -> Option<Vec<u32>> {
@@ -98,8 +98,8 @@ pub(super) fn find_thread(process: u32, tid: u32) -> Option<u32> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?.flatten();
     let mut here = threads.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     here.find(|here| {
-        let status = fs::read_to_string(format!("/proc/{process}/task/{here}/status")).unwrap_or_default();
-        numbers_in(&status).is_some_and(|numbers| numbers.last() == Some(&tid))
+        let numbers = proc_text(&format!("/proc/{process}/task/{here}/status")).and_then(|status| numbers_in(&status));
+        numbers.is_some_and(|numbers| numbers.last() == Some(&tid))
     })
 }
 
@@ -144,6 +144,12 @@ mod tests {
         assert_eq!(senders.host_pid(own, own), None);
         assert_eq!(senders.host_pid(0, own), Some(0));
         assert_eq!(find_thread(own, numbers_of(own).unwrap()[0]), Some(own));
+        // The kernel cuts its name within a character.
+        let tid =
+            || fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let find = move || (find_thread(own, tid()), Some(tid()));
+        let (found, tid) = std::thread::Builder::new().name("é".repeat(8)).spawn(find).unwrap().join().unwrap();
+        assert_eq!(found, tid);
         let namespace = namespace_of(own).unwrap();
         assert_eq!(find_process(namespace, *numbers_of(own).unwrap().last().unwrap()), Some(own));
     }
