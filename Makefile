@@ -123,7 +123,7 @@ lint: deny
 	RUSTDOCFLAGS="-D warnings -D missing_docs" cargo doc --locked --no-deps $(LIBRARIES:%=-p %)
 
 # What others can use: its documentation is complete.
-LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-view socktrace-export
+LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-engine socktrace-view socktrace-export
 
 # What goes to crates.io, below target/package, each crate of it built from that alone. The probe goes along as built, for a
 # package cannot build it (frida/socktrace/agent/build.rs).

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod engine;
 mod export;
 mod view;
 
@@ -10,8 +11,10 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use socktrace_collect::SockType;
-use socktrace_params::{EVERYTHING, MAX_FDS, MAX_WAIT_MS, Number, OnFull, RING_BYTES, Transport};
+use socktrace_engine::Entry;
+use socktrace_params::{EVERYTHING, MAX_FDS, MAX_WAIT_MS, Number, OnFull, Params, RING_BYTES, Transport};
 
+pub use engine::first;
 pub use export::{ExportArgs, ExportFormat, ExtcapArgs};
 pub use view::{FilterArgs, ScopeArgs, ViewArgs};
 
@@ -83,20 +86,11 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// How a program gets the probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum EngineArg {
-    /// LD_PRELOAD; needs nothing
-    Preload,
-    /// Frida; leaves the program's environment alone
-    Frida,
-}
-
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// How the program gets the probe
-    #[arg(long, value_enum, default_value_t = EngineArg::Preload)]
-    pub engine: EngineArg,
+    #[arg(long, default_value = first(|engine| engine.runs).name, value_parser = engine::one(|engine| engine.runs))]
+    pub engine: Entry,
     /// Use this Frida Gadget (frida-gadget.so)
     #[arg(long, value_name = "FILE", conflicts_with = "engine")]
     pub gadget: Option<PathBuf>,
@@ -195,6 +189,22 @@ pub struct CaptureArgs {
     /// Bytes of the ring, a power of two
     #[arg(long, value_name = "N", default_value_t = RING_BYTES.default as u32, value_parser = ring_size())]
     pub ring_size: u32,
+}
+
+impl CaptureArgs {
+    /// What is captured. `on_full` is what is done unless the command line says otherwise.
+    pub fn params(&self, on_full: OnFull, follow_children: bool) -> Params<'static> {
+        Params {
+            transport: self.transport,
+            max_fds: self.max_fds,
+            max_bytes: self.max_bytes,
+            on_full: self.on_full.unwrap_or(on_full),
+            max_wait_ms: self.max_wait.into(),
+            ring_bytes: self.ring_size.into(),
+            follow_children,
+            ..Params::DEFAULT
+        }
+    }
 }
 
 /// A number that a parameter may have. All of them fit.

@@ -7,12 +7,12 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, FromArgMatches};
+use socktrace_engine::start::Streams;
 use socktrace_export::Ports;
 use socktrace_recording::private;
 
-use crate::args::{AttachArgs, CaptureArgs, EngineArg, ExtcapArgs, FilterArgs, RunArgs, ScopeArgs, ViewArgs};
+use crate::args::{AttachArgs, CaptureArgs, ExtcapArgs, FilterArgs, RunArgs, ScopeArgs, ViewArgs, first};
 use crate::attach::attach_into;
-use crate::engine::child::Streams;
 use crate::packets::Keep;
 use crate::run::run_into;
 
@@ -77,7 +77,7 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
     let capture = CaptureArgs { max_bytes: args.max_bytes, ..defaults()? };
     if let Some(command) = args.command.as_deref().filter(|command| !command.trim().is_empty()) {
         let run = RunArgs {
-            engine: EngineArg::Preload,
+            engine: first(|engine| engine.runs),
             gadget: None,
             frida: None,
             no_children: false,

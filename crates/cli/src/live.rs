@@ -1,25 +1,25 @@
 //! The collector inside `run` and `attach`: receives, records what is kept, shows what is asked for.
 
-use std::io;
+use std::error::Error;
 use std::process::ExitCode;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
-use socktrace_collect::Bound;
-use socktrace_event::{End, Failed, Layer, PathError, Sink, Source, Stop, StopHandle, errno, notice};
+use socktrace_engine::nest::Relay;
+use socktrace_engine::{Events, program};
+use socktrace_event::{End, Failed, Layer, PathError, Sink, Stop, StopHandle, errno, notice};
 use socktrace_recording::Recorder;
 use socktrace_view::{Shown, Traffic, View};
 
 use crate::args::{FilterArgs, ViewArgs};
-use crate::nest::Relay;
 use crate::output::{Default, Destination, ORDERING_TIME, Output};
 use crate::packets::Kept;
-use crate::program;
 
+type Problem = Box<dyn Error + Send + Sync>;
 type AnySink = dyn Sink<Error = PathError> + Send;
 
 /// How the collector's thread has ended, what is shown, and what is kept.
-type Collected = (Result<(), Failed<io::Error, PathError>>, Shown<Output>, Option<Box<AnySink>>);
+type Collected = (Result<(), Problem>, Shown<Output>, Option<Box<AnySink>>);
 
 /// What there is to say about the processes at the end.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,13 @@ impl Live {
     /// # Errors
     ///
     /// One line that names what cannot be opened or is no pattern.
-    pub fn start(bound: Bound, filter: &FilterArgs, kept: Kept, view: &ViewArgs, relay: Option<Relay>) -> Result<Self> {
+    pub fn start(
+        events: Events,
+        filter: &FilterArgs,
+        kept: Kept,
+        view: &ViewArgs,
+        relay: Option<Relay>,
+    ) -> Result<Self> {
         let default = if view.json { Default::Stdout } else { Default::Stderr };
         let (scope, selection) = filter.both()?;
         let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
@@ -58,7 +64,7 @@ impl Live {
             Kept::Packets { packets, .. } => Some(packets),
         };
         if let Some(kept) = &mut kept
-            && let Err(End::Failed(error)) = kept.begin(&bound.origin())
+            && let Err(End::Failed(error)) = kept.begin(&events.origin())
         {
             return Err(error.into());
         }
@@ -72,7 +78,11 @@ impl Live {
             wanted.extend(kept.as_mut().map(|kept| Box::new(kept) as _));
             let mut sinks: Vec<Box<dyn Sink<Error = PathError> + '_>> = vec![Box::new(scope.before(wanted))];
             sinks.extend(relay.map(|relay| Box::new(relay) as _));
-            let result = bound.run(&stop, &mut sinks).map(drop);
+            let result = match events.run(&stop, &mut sinks) {
+                Ok(_) => Ok(()),
+                Err(Failed::Source(error)) => Err(error),
+                Err(Failed::Sink(error)) => Err(error.into()),
+            };
             drop(sinks);
             (result, shown, kept)
         };
@@ -96,8 +106,8 @@ impl Live {
             return Ended { processes_go_on: true, heard_of_probes: true };
         };
         let finished = kept.map_or(Ok(()), |mut kept| kept.finish(reason)).and(shown.finish(reason));
-        if let Err(error) = result.and(finished.map_err(Failed::Sink)) {
-            let why = errno::explain(&error);
+        if let Err(error) = result.and(finished.map_err(Problem::from)) {
+            let why = errno::explain(error.as_ref());
             notice(&format!("LOST: the collector has failed: {why}: what was recorded is not complete"));
         }
         let traffic = &shown.view().traffic;

@@ -1,29 +1,30 @@
 //! The command `socktrace`: run a program, attach to one, read a recording.
 //!
 //! ```text
-//! run ─┬ engine (preload, frida, gadget): the program with the probe in it
-//!      └ live: collector thread ─► Scope ─┬► Recorder (-w DIR), Packets (-w -)
-//! attach ─ engine (frida) ─► live         └► Shown ─► Output
-//!      └ nest: live of a socktrace that this one runs under gets the same frames
+//! run ─┬ an engine: the program is started and traced; its events
+//!      └► live: collecting thread ─► Scope ─┬► Recorder (-w DIR), Packets (-w -)
+//! attach ─ an engine ─► live               └► Shown ─► Output
+//!      └ a socktrace that this one runs under gets the same frames
 //! show ─ Follow: events.jsonl and payload files ─► Shown ─► Destination
 //! export ─ socktrace-export ─► a file
 //! extcap ─ run or attach, for Wireshark
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod args;
 mod attach;
 mod documents;
-mod engine;
 mod export;
 mod extcap;
 mod live;
 mod manual;
-mod nest;
 mod output;
 mod packets;
-mod program;
 mod run;
 mod show;
+#[cfg(test)]
+mod toy;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -33,10 +34,10 @@ use std::sync::Arc;
 use clap::Parser;
 use clap::error::ErrorKind;
 use signal_hook::consts::SIGXFSZ;
+use socktrace_engine::start::is_ignored;
 use socktrace_event::{errno, notice, printable};
 
 use args::{Cli, Command};
-use engine::child::is_ignored;
 
 fn main() -> ExitCode {
     keep_file_size_limit_harmless();

@@ -148,7 +148,18 @@ fn attach(pid: u32) -> Outcome {
 fn refused(pid: u32, why: &str) {
     let outcome = attach(pid);
     assert_eq!(outcome.code, Some(1), "{}", outcome.err);
-    assert!(outcome.err.contains(&format!("process {pid}: ")) && outcome.err.contains(why), "{}", outcome.err);
+    assert_eq!(outcome.err.matches(&format!("process {pid}: ")).count(), 1, "{}", outcome.err);
+    assert!(outcome.err.contains(why), "{}", outcome.err);
+}
+
+#[test]
+fn a_program_without_libc() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "program", PROGRAM, &["-static", "-pthread", "-w"]);
+    let mut program = Program::start(&program, "");
+    refused(program.child.id(), "statically linked");
+    program.say("goes on");
+    program.end();
 }
 
 #[test]

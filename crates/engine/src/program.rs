@@ -29,7 +29,9 @@ const MODE_GROUP_EXEC: u32 = 0o010;
 /// Why a program cannot be started.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
+    /// It is not there, in one line.
     NotFound(String),
+    /// It is there and may not, or cannot, be executed, in one line.
     NotExecutable(String),
 }
 
@@ -233,12 +235,12 @@ pub fn is_go(pid: Option<u32>, path: &Path) -> bool {
 }
 
 /// What keeps a probe out of a running process's program.
-pub fn hindrance_of_process(pid: u32) -> Option<String> {
+pub(crate) fn hindrance_of_process(pid: u32) -> Option<&'static str> {
     let exe = PathBuf::from(format!("/proc/{pid}/exe"));
     if is_dynamic_linker(&exe) {
         return None;
     }
-    image(&exe).and_then(Image::complaint).map(|complaint| format!("process {pid}: {complaint}"))
+    image(&exe).and_then(Image::complaint)
 }
 
 #[cfg(test)]

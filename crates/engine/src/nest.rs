@@ -17,7 +17,8 @@ use gttr::{Ext, ExtWriter, Extensions, Frame, FrameType};
 use socktrace_event::{End, Event, PathError, Sink, Taken, errno, notice};
 use socktrace_params::OUT_SOCKET_PATH;
 
-use crate::engine::{SOCKET, gadget, preload};
+use crate::place::SOCKET;
+use crate::{agent, gadget, preload};
 
 /// So many bytes are handed on at once.
 const HAND_ON_LEN: usize = 64 << 10;
@@ -55,7 +56,7 @@ fn entries(list: &OsStr) -> Vec<&[u8]> {
 
 fn is_of_socktrace(entry: &[u8]) -> bool {
     let path = Path::new(OsStr::from_bytes(entry));
-    let is_gadget = path.ends_with(gadget::GADGET) && path.with_file_name(gadget::AGENT).exists();
+    let is_gadget = path.ends_with(gadget::GADGET) && path.with_file_name(agent::AGENT).exists();
     path.ends_with(preload::PROBE) || is_gadget
 }
 

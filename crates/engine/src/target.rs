@@ -10,8 +10,7 @@ use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 use socktrace_event::{errno, proc_text};
 
-use super::seccomp;
-use crate::program;
+use crate::{program, seccomp};
 
 /// What proc_pid_status(5) says of a process.
 #[derive(Debug, Default)]
@@ -53,7 +52,13 @@ impl Status {
 
 /// Why a process is left alone, in one line that names it; None if nothing is known that would keep Frida out.
 pub fn refusal(pid: u32) -> Option<String> {
-    why_not(pid).map(|why| format!("process {pid}: {why}"))
+    why_not(pid).or_else(|| traced_already(pid)).map(|why| format!("process {pid}: {why}"))
+}
+
+fn traced_already(pid: u32) -> Option<String> {
+    let Probe::ReportsTo(collector) = probe_in(pid) else { return None };
+    let name = name_of(collector).unwrap_or_else(|| "another socktrace".into());
+    Some(format!("is traced by {name}[{collector}] already"))
 }
 
 fn why_not(pid: u32) -> Option<String> {
@@ -76,7 +81,7 @@ fn why_not(pid: u32) -> Option<String> {
         return Some(why);
     }
     if let Some(why) = program::hindrance_of_process(pid) {
-        return Some(why);
+        return Some(why.into());
     }
     if status.tracer != 0 {
         let name = name_of(status.tracer).unwrap_or_else(|| "a tracer".into());

@@ -1,4 +1,4 @@
-//! The program as a child of ours that does not notice: same terminal, signals, environment but for one variable.
+//! A program that is started as a child of ours and does not notice: same terminal, signals, environment but for one variable.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,6 +15,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::Cause;
+
+use crate::Error;
 
 /// Whether SIGPIPE was ignored when we were started: Rust's runtime ignores it before `main` and has std::process set
 /// it back to the default in children, which is not always what the program would find without us.
@@ -58,6 +60,8 @@ pub struct Signals {
 }
 
 impl Signals {
+    /// Catches them from here on, for a program that is started next.
+    ///
     /// # Errors
     ///
     /// No descriptors left.
@@ -85,71 +89,91 @@ pub enum Streams {
 }
 
 /// What to start.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Start<'a> {
+    /// Where it is.
     pub path: &'a Path,
-    /// With the name as the user gave it.
+    /// What it is given, with its name as the user gave it.
     pub arguments: &'a [OsString],
-    pub preload: Option<OsString>,
+    /// What it reads from and writes to.
     pub streams: Streams,
+}
+
+/// What is different from a program that nobody traces.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct With<'a> {
+    /// LD_PRELOAD; None: as it is.
+    pub preload: Option<&'a OsStr>,
     /// Whether it stops before its first instruction, with us as its tracer.
     pub traced: bool,
 }
 
-/// Starts the program.
-///
-/// # Errors
-///
-/// Those of fork(2) and execve(2).
-pub fn start(start: &Start<'_>, signals: &Signals) -> io::Result<Child> {
-    let (name, arguments) = start.arguments.split_first().map_or((OsStr::new(""), &[][..]), |(n, a)| (&**n, a));
-    let mut command = Command::new(start.path);
-    command.arg0(name).args(arguments);
-    if let Some(preload) = &start.preload {
-        command.env("LD_PRELOAD", preload);
+impl Start<'_> {
+    /// Starts the program.
+    ///
+    /// # Errors
+    ///
+    /// Those of fork(2) and execve(2).
+    pub fn spawn(&self, signals: &Signals, with: With<'_>) -> io::Result<Child> {
+        let mut command = self.command(with.preload);
+        self.prepare(&mut command, signals, with.traced);
+        command.spawn()
     }
-    match start.streams {
-        Streams::Ours => {}
-        Streams::OutputToError => {
-            command.stdout(io::stderr());
+
+    fn command(&self, preload: Option<&OsStr>) -> Command {
+        let (name, arguments) = self.arguments.split_first().map_or((OsStr::new(""), &[][..]), |(n, a)| (&**n, a));
+        let mut command = Command::new(self.path);
+        command.arg0(name).args(arguments);
+        if let Some(preload) = preload {
+            command.env("LD_PRELOAD", preload);
         }
-        Streams::None => {
-            command.stdin(Stdio::null()).stdout(Stdio::null());
+        match self.streams {
+            Streams::Ours => {}
+            Streams::OutputToError => {
+                command.stdout(io::stderr());
+            }
+            Streams::None => {
+                command.stdin(Stdio::null()).stdout(Stdio::null());
+            }
         }
+        command
     }
-    let (traced, mask, sigttou) = (start.traced, signals.mask, signals.sigttou);
-    let sigpipe = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);
-    let mut closed = WERE_CLOSED.each_ref().map(|was_closed| was_closed.load(Ordering::Relaxed));
-    match start.streams {
-        Streams::Ours => {}
-        Streams::OutputToError => closed[1] = false,
-        Streams::None => (closed[0], closed[1]) = (false, false),
+
+    /// What is to be as it was when we were started.
+    fn prepare(&self, command: &mut Command, signals: &Signals, traced: bool) {
+        let (mask, sigttou) = (signals.mask, signals.sigttou);
+        let sigpipe = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);
+        let mut closed = WERE_CLOSED.each_ref().map(|was_closed| was_closed.load(Ordering::Relaxed));
+        match self.streams {
+            Streams::Ours => {}
+            Streams::OutputToError => closed[1] = false,
+            Streams::None => (closed[0], closed[1]) = (false, false),
+        }
+        let before_exec = move || {
+            for (number, _) in (0..).zip(closed).filter(|(_, was_closed)| *was_closed) {
+                // SAFETY: what the runtime has opened there is used by nobody in this child.
+                unsafe { libc::close(number) };
+            }
+            if sigpipe {
+                // SAFETY: ignoring a signal runs no code.
+                unsafe {
+                    sigaction(Signal::SIGPIPE, &SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty()))
+                }?;
+            }
+            if let Some(before) = &sigttou {
+                // SAFETY: the disposition we were started with.
+                unsafe { sigaction(Signal::SIGTTOU, before) }?;
+            }
+            pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+            if traced {
+                allow_tracers();
+                nix::sys::ptrace::traceme()?;
+            }
+            Ok(())
+        };
+        // SAFETY: system calls only, on memory that was there before the fork.
+        unsafe { command.pre_exec(before_exec) };
     }
-    let before_exec = move || {
-        for (number, _) in (0..).zip(closed).filter(|(_, was_closed)| *was_closed) {
-            // SAFETY: what the runtime has opened there is used by nobody in this child.
-            unsafe { libc::close(number) };
-        }
-        if sigpipe {
-            // SAFETY: ignoring a signal runs no code.
-            unsafe {
-                sigaction(Signal::SIGPIPE, &SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty()))
-            }?;
-        }
-        if let Some(before) = &sigttou {
-            // SAFETY: the disposition we were started with.
-            unsafe { sigaction(Signal::SIGTTOU, before) }?;
-        }
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
-        if traced {
-            allow_tracers();
-            nix::sys::ptrace::traceme()?;
-        }
-        Ok(())
-    };
-    // SAFETY: system calls only, on memory that was there before the fork.
-    unsafe { command.pre_exec(before_exec) };
-    command.spawn()
 }
 
 /// Lets any process of the user's attach where only ancestors may (Yama's ptrace_scope 1): Frida is none. Lasts until
@@ -159,19 +183,40 @@ fn allow_tracers() {
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
 }
 
-/// Waits for the program's end, and meanwhile hands on signals that were meant for it.
-///
-/// Those that a terminal sends it has already got. What comes after its end is for us.
-///
-/// # Errors
-///
-/// None but a wait(2) that fails.
-pub fn wait(mut child: Child, signals: Signals) -> io::Result<ExitStatus> {
-    let pidfd = Pid::from_raw(child.id().cast_signed()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    let mut caught = signals.caught;
-    // Ends with the process. Should there be no thread left, the program goes on without.
-    let _ = thread::Builder::new().name("signals".into()).spawn(move || hand_on(&mut caught, pidfd.as_ref()));
-    child.wait()
+/// A program that was started.
+#[derive(Debug)]
+pub struct Program {
+    /// The program, or how it has ended already.
+    pub state: Result<Child, ExitStatus>,
+    /// Why it goes on untraced, if it does.
+    pub untraced: Option<Error>,
+}
+
+impl From<Child> for Program {
+    fn from(child: Child) -> Self {
+        Self { state: Ok(child), untraced: None }
+    }
+}
+
+impl Program {
+    /// Waits for its end, and meanwhile hands on signals that were meant for it.
+    ///
+    /// Those that a terminal sends it has already got. What comes after its end is for us.
+    ///
+    /// # Errors
+    ///
+    /// None but a wait(2) that fails.
+    pub fn wait(self, signals: Signals) -> io::Result<ExitStatus> {
+        let mut child = match self.state {
+            Ok(child) => child,
+            Err(status) => return Ok(status),
+        };
+        let pidfd = Pid::from_raw(child.id().cast_signed()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let mut caught = signals.caught;
+        // Ends with the process. Should there be no thread left, the program goes on without.
+        let _ = thread::Builder::new().name("signals".into()).spawn(move || hand_on(&mut caught, pidfd.as_ref()));
+        child.wait()
+    }
 }
 
 fn hand_on(caught: &mut SignalsInfo<WithOrigin>, program: Option<&OwnedFd>) {

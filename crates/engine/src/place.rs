@@ -7,15 +7,14 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, Stat, StatVfsMountFlags, chmodat, fchmod, flock, fstat, fstatvfs, mkdirat,
@@ -24,9 +23,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use socktrace_collect::{Bound, SockType, listen};
-use socktrace_event::errno;
+use socktrace_event::{PathError, errno};
 
-use super::preload;
+use crate::{Error, preload};
 
 /// A program that changes its user still has to load the probe: all may read and search, we alone write.
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
@@ -59,40 +58,53 @@ pub struct Place {
     cleaning: Option<thread::JoinHandle<()>>,
 }
 
-/// The folder's removal, under way.
-#[derive(Debug)]
-pub struct Removal {
-    nobody_left: mpsc::Sender<()>,
-    thread: thread::JoinHandle<()>,
-}
+/// The removal of what was prepared, under way; by default there is nothing to be removed.
+#[derive(Debug, Default)]
+pub struct Removal(Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>);
 
 impl Removal {
     /// Waits for its end, which is at once if no process is left that could execute a program.
     pub fn finish(self, processes_go_on: bool) {
+        let Some((nobody_left, thread)) = self.0 else { return };
         if !processes_go_on {
-            drop(self.nobody_left);
+            drop(nobody_left);
         }
         // A folder that is not removed is all that can come of it.
-        let _ = self.thread.join();
+        let _ = thread.join();
     }
 }
 
+/// Why a folder will not do.
+#[derive(Debug)]
+struct Unfit(String);
+
+impl<E: Into<io::Error>> From<E> for Unfit {
+    fn from(error: E) -> Self {
+        Self(errno::explain(&error.into()))
+    }
+}
+
+fn unfit<T>(why: impl Into<String>) -> Result<T, Unfit> {
+    Err(Unfit(why.into()))
+}
+
+fn cannot_make(error: Errno) -> Unfit {
+    Unfit(format!("cannot make a folder there: {}", errno::words(error.raw_os_error())))
+}
+
 impl Place {
-    /// # Errors
-    ///
-    /// No folder will do.
-    pub fn new() -> Result<Self> {
+    pub fn new() -> Result<Self, Error> {
         let mut why = Vec::new();
         for base in bases() {
             match parent_in(&base).and_then(|parent| Self::in_parent(&parent)) {
                 Ok(place) => return Ok(place),
-                Err(error) => why.push(format!("{}: {}", base.path.display(), errno::explain(error.as_ref()))),
+                Err(Unfit(error)) => why.push(format!("{}: {error}", base.path.display())),
             }
         }
-        bail!("no place for the probe, set TMPDIR to a folder that only you can write to: {}", why.join("; "))
+        Err(Error::NoPlace(why.join("; ")))
     }
 
-    fn in_parent(parent: &Path) -> Result<Self> {
+    fn in_parent(parent: &Path) -> Result<Self, Unfit> {
         let parent_fd = File::open(parent)?;
         let (folder, name) = make_folder(&parent_fd)?;
         let path = parent.join(name);
@@ -111,7 +123,7 @@ impl Place {
             let _ = told.recv_timeout(GRACE);
             drop(self);
         });
-        Removal { nobody_left, thread }
+        Removal(Some((nobody_left, thread)))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -119,29 +131,22 @@ impl Place {
     }
 
     /// Binds the collector's socket.
-    ///
-    /// # Errors
-    ///
-    /// One line that names the path.
-    pub fn bind(&self) -> Result<Bound> {
+    pub fn bind(&self) -> Result<Bound, PathError> {
         let bound = listen::bind(&self.path(SOCKET), SockType::Stream)?;
         // The umask may have left out what we need ourselves.
-        fs::set_permissions(bound.path(), Permissions::from_mode(SOCKET_MODE))?;
+        let mode = Permissions::from_mode(SOCKET_MODE);
+        fs::set_permissions(bound.path(), mode).map_err(PathError::io(bound.path(), "chmod(2)"))?;
         Ok(bound)
     }
 
     /// The same by an address that has no path, for processes that cannot reach the folder.
-    ///
-    /// # Errors
-    ///
-    /// One line that has the address.
-    pub fn bind_abstract(&self) -> Result<Bound> {
+    pub fn bind_abstract(&self) -> Result<Bound, PathError> {
         let random = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
-        Ok(listen::bind_abstract(&format!("socktrace-{}-{}", std::process::id(), random.trim()))?)
+        listen::bind_abstract(&format!("socktrace-{}-{}", std::process::id(), random.trim()))
     }
 
     /// Makes a file, which nobody else can write to at any moment.
-    pub(super) fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<PathBuf> {
+    pub fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<PathBuf, Error> {
         let path = self.path(name);
         let write = || {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -149,7 +154,7 @@ impl Place {
             file.write_all(bytes)?;
             file.set_permissions(Permissions::from_mode(mode))
         };
-        write().with_context(|| format!("{}: cannot be written", path.display()))?;
+        write().map_err(PathError::io(&path, "cannot be written"))?;
         Ok(path)
     }
 }
@@ -196,11 +201,11 @@ fn bases() -> Vec<Base> {
 }
 
 /// Makes or finds the parent folder there, from whose folders programs can load libraries that LD_PRELOAD names.
-fn parent_in(base: &Base) -> Result<PathBuf> {
+fn parent_in(base: &Base) -> Result<PathBuf, Unfit> {
     let path = fs::canonicalize(&base.path)?;
     let (fd, is_shared) = open_trusted(&path, base)?;
     if fstatvfs(&fd)?.f_flag.contains(StatVfsMountFlags::NOEXEC) {
-        bail!("mounted noexec");
+        return unfit("mounted noexec");
     }
     let names: Vec<String> = match is_shared {
         false => vec!["socktrace".into()],
@@ -218,24 +223,24 @@ fn parent_in(base: &Base) -> Result<PathBuf> {
             Err(error) => claimed = Some(error),
         }
     }
-    Err(claimed.unwrap_or_else(|| anyhow!("no name left")))
+    Err(claimed.unwrap_or_else(|| Unfit("no name left".into())))
 }
 
 /// Whether LD_PRELOAD and a socket's address can have it.
-fn suits(parent: &Path) -> Result<()> {
+fn suits(parent: &Path) -> Result<(), Unfit> {
     let bytes = parent.as_os_str().as_bytes();
     if bytes.len() > MAX_PARENT_LEN {
-        bail!("its path is too long for a socket's");
+        return unfit("its path is too long for a socket's");
     }
     // ld.so(8): the list's items are separated by spaces or colons, and there is no way to escape them.
     if bytes.iter().any(|&b| b == b':' || b.is_ascii_whitespace()) || parent.to_str().is_none() {
-        bail!("a path with spaces, colons or bytes that are no UTF-8 does not do for LD_PRELOAD");
+        return unfit("a path with spaces, colons or bytes that are no UTF-8 does not do for LD_PRELOAD");
     }
     Ok(())
 }
 
 /// Opens a folder that nobody but us and root can put another in the place of, and says whether all can make entries in it.
-fn open_trusted(path: &Path, base: &Base) -> Result<(OwnedFd, bool)> {
+fn open_trusted(path: &Path, base: &Base) -> Result<(OwnedFd, bool), Unfit> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut fd = openat(rustix::fs::CWD, "/", flags, Mode::empty())?;
     let mut at = PathBuf::from("/");
@@ -249,16 +254,16 @@ fn open_trusted(path: &Path, base: &Base) -> Result<(OwnedFd, bool)> {
         let next = components.next();
         let is_owner_trusted = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw() || strangers;
         if !is_owner_trusted {
-            bail!("{} belongs to another user (uid {})", at.display(), stat.st_uid);
+            return unfit(format!("{} belongs to another user (uid {})", at.display(), stat.st_uid));
         }
         let is_shared = stat.st_mode & OTHERS_WRITE != 0;
         match next {
             None if is_shared && !(base.may_be_shared && stat.st_mode & STICKY != 0) => {
-                bail!("others can write to it");
+                return unfit("others can write to it");
             }
             None => return Ok((fd, is_shared)),
             // What is removed from there, everybody can make anew.
-            Some(_) if is_shared => bail!("others can write to {}", at.display()),
+            Some(_) if is_shared => return unfit(format!("others can write to {}", at.display())),
             Some(name) => {
                 fd = openat(&fd, name, flags, Mode::empty())?;
                 at.push(name);
@@ -276,21 +281,23 @@ fn is_root_unknown() -> bool {
 }
 
 /// Makes a folder, or takes the one that is there, if it is ours. Only we can write to it from here on.
-fn own_folder(base: &OwnedFd, name: &str) -> Result<()> {
+fn own_folder(base: &OwnedFd, name: &str) -> Result<(), Unfit> {
     match mkdirat(base, name, NEW_FOLDER_MODE) {
         // Ours, and nobody else can have put something in its place. The umask may have taken our own rights, too.
         Ok(()) => chmodat(base, name, FOLDER_MODE, AtFlags::empty())?,
         Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).context("cannot make a folder there"),
+        Err(error) => return Err(cannot_make(error)),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = match openat(base, name, flags, Mode::empty()) {
-        Err(Errno::NOTDIR | Errno::LOOP) => bail!("{name} there is no folder"),
-        opened => opened.with_context(|| format!("{name} there cannot be opened"))?,
+        Err(Errno::NOTDIR | Errno::LOOP) => return unfit(format!("{name} there is no folder")),
+        opened => {
+            opened.map_err(|error| Unfit(format!("{name} there cannot be opened: {}", errno::explain(&error))))?
+        }
     };
     let stat = fstat(&folder)?;
     if stat.st_uid != geteuid().as_raw() {
-        bail!("{name} there belongs to another user (uid {})", stat.st_uid);
+        return unfit(format!("{name} there belongs to another user (uid {})", stat.st_uid));
     }
     if Mode::from_raw_mode(stat.st_mode) != FOLDER_MODE {
         fchmod(&folder, FOLDER_MODE)?;
@@ -299,7 +306,7 @@ fn own_folder(base: &OwnedFd, name: &str) -> Result<()> {
 }
 
 /// Makes a folder for us alone and locks it.
-fn make_folder(parent: &File) -> Result<(OwnedFd, OsString)> {
+fn make_folder(parent: &File) -> Result<(OwnedFd, OsString), Unfit> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
     for n in 0..MAX_NAMES {
@@ -308,7 +315,7 @@ fn make_folder(parent: &File) -> Result<(OwnedFd, OsString)> {
         match mkdirat(parent, &*name, NEW_FOLDER_MODE) {
             Ok(()) => {}
             Err(Errno::EXIST) => continue,
-            Err(error) => return Err(error).context("cannot make a folder there"),
+            Err(error) => return Err(cannot_make(error)),
         }
         // Until it is locked, another process of ours may take it for one that was left behind.
         if chmodat(parent, &*name, FOLDER_MODE, AtFlags::empty()).is_err() {
@@ -320,7 +327,7 @@ fn make_folder(parent: &File) -> Result<(OwnedFd, OsString)> {
         }
         return Ok((folder, name.into()));
     }
-    bail!("cannot make a folder there: others are being made and removed all the time")
+    unfit("cannot make a folder there: others are being made and removed all the time")
 }
 
 /// Locks it, if nobody has. Where there are no locks (NFS, say) nobody has, and nothing is taken away.
@@ -365,19 +372,9 @@ fn left_behind(path: &Path) -> Option<(PathBuf, OwnedFd)> {
     is_free.then(|| (path.to_owned(), folder))
 }
 
-/// Whether a file is the same one for a process, which may have another root or other mounts than we have.
-pub fn is_reached_by(pid: u32, path: &Path) -> bool {
-    let Ok(ours) = fs::metadata(path) else { return false };
-    let theirs = Path::new("/proc").join(pid.to_string()).join("root").join(path.strip_prefix("/").unwrap_or(path));
-    match fs::metadata(theirs) {
-        Ok(theirs) => (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()),
-        Err(error) => error.kind() == ErrorKind::PermissionDenied,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
 
@@ -424,7 +421,7 @@ mod tests {
         let path = fs::canonicalize(folder.path()).unwrap();
         let opened = |path: &Path, may_be_shared| {
             let shared = open_trusted(path, &base(path.to_owned(), may_be_shared)).map(|(_, is_shared)| is_shared);
-            shared.map_err(|error| error.to_string())
+            shared.map_err(|Unfit(why)| why)
         };
         assert_eq!(opened(&path, false), Ok(false));
         assert_eq!(opened(Path::new("/tmp"), false), Err("others can write to it".into()));
@@ -452,12 +449,12 @@ mod tests {
         assert!(own_folder(&base, "made").is_ok());
         assert_eq!(mode(&made), 0o755);
         symlink(&made, folder.path().join("link")).unwrap();
-        assert!(own_folder(&base, "link").unwrap_err().to_string().contains("no folder"));
+        assert!(own_folder(&base, "link").unwrap_err().0.contains("no folder"));
         fs::write(folder.path().join("file"), "").unwrap();
         assert!(own_folder(&base, "file").is_err());
         if geteuid().is_root() {
             rustix::fs::chown(&made, Some(rustix::fs::Uid::from_raw(65534)), None).unwrap();
-            assert!(own_folder(&base, "made").unwrap_err().to_string().contains("another user"));
+            assert!(own_folder(&base, "made").unwrap_err().0.contains("another user"));
         }
     }
 
@@ -502,12 +499,5 @@ mod tests {
         let file = place.write("file", b"text", 0o644).unwrap();
         assert_eq!((fs::read(&file).unwrap(), mode(&file), mode(&place.path)), (b"text".to_vec(), 0o644, 0o755));
         assert!(place.write("file", b"other", 0o644).is_err());
-    }
-
-    #[test]
-    fn what_another_process_reaches() {
-        let own = std::process::id();
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-        assert!(is_reached_by(own, &file) && !is_reached_by(own, Path::new("/no/such/file")));
     }
 }
