@@ -4,9 +4,7 @@ use core::sync::atomic::Ordering;
 
 use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
 
-use crate::guest;
-use crate::process::{self, Who};
-use crate::stack;
+use crate::process::{self, Who, guest, stack};
 use crate::transport::{self, Link, Undelivered, Writing};
 
 /// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.

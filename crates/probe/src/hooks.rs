@@ -22,7 +22,7 @@ mod vfork;
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use crate::control;
+use crate::start::control;
 
 /// Functions of one name that a process may have and that are hooked: libc's, the one that programs get that were built
 /// long ago, another library's (libpthread before glibc 2.34), those of a libc in a namespace of its own (dlmopen(3)).
@@ -244,7 +244,7 @@ macro_rules! hooks {
                     around::$name(|$($arg: $type),*| function($($arg),*), $($arg),*)
                 }
             }
-            let is_other = false $(|| $crate::descriptors::is_other($fd))?;
+            let is_other = false $(|| $crate::table::descriptors::is_other($fd))?;
             let address = libc_functions::$name.call[N].load(core::sync::atomic::Ordering::Relaxed);
             if is_other && !address.is_null() {
                 // SAFETY: as above.

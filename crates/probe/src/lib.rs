@@ -9,40 +9,39 @@
 //! docs/design.md gives the reasons.
 #![cfg_attr(not(test), no_std)]
 
-mod address;
-mod ancillary;
-mod announce;
-mod aside;
-mod calls;
-mod capture;
-mod clock;
-mod connection;
-mod control;
-mod descriptors;
-mod emit;
-mod exec;
-mod failures;
-mod guest;
+// The layers, from the top down: each imports only what stands below it.
+
+/// libc's functions as they are called, and what happens around each.
 mod hooks;
-mod install;
-mod library;
-mod name;
-mod params;
-mod patch;
-mod peer;
-#[cfg(feature = "standalone")]
-mod preload;
-mod process;
-mod scan;
-mod scratch;
-mod stack;
-#[cfg(feature = "standalone")]
-mod standalone;
-mod strict;
-mod sys;
+
+/// The probe begins and ends, and puts its hooks in place.
+mod start;
+
+/// The process becomes another program, a child, or one that may no longer ask the kernel.
+mod life;
+
+/// What a call did: to which connection, with which bytes.
+mod observe;
+
+/// Which descriptor leads to which connection.
+mod table;
+
+/// Frames, their numbers, and the count of what was lost.
+mod emit;
+
+/// Frames on their way to the server.
 mod transport;
 
-pub use control::{
+/// Which process and thread this is, on which stack, at what time.
+mod process;
+
+/// Changes libc's code in memory.
+mod patch;
+
+/// The kernel, libc, memory, and what the probe was told.
+mod sys;
+
+pub use life::exec::socktrace_followed_by;
+pub use start::control::{
     socktrace_hook, socktrace_ignore, socktrace_init, socktrace_ready, socktrace_stop, socktrace_unhook,
 };
-pub use exec::socktrace_followed_by;

@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 use crate::hooks::Hook;
-pub(crate) use crate::library::Range;
+pub(crate) use crate::sys::library::Range;
 use front::{JUMP_LEN, MAX_FRONT, MAX_UNDO, SHORT_JUMP_LEN};
 use memory::Access;
 
@@ -477,7 +477,8 @@ fn map_near(text: Range, protection: ProtFlags) -> Option<*mut Block> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{hooks, library};
+    use crate::hooks;
+    use crate::sys::library;
 
     /// Of the libc that the tests run with: each hooked function has a place for a jump, and jumps and what they lead
     /// to do not overlap.

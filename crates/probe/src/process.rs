@@ -4,6 +4,11 @@
 //! has the very same memory and is another process too. The kernel tells them apart for us: one page is wiped in
 //! forked children (MADV_WIPEONFORK, madvise(2)) and shared with vforked ones.
 
+pub(crate) mod aside;
+pub(crate) mod clock;
+pub(crate) mod guest;
+pub(crate) mod stack;
+
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::mm::{Advice, madvise};
@@ -12,10 +17,9 @@ use rustix::thread::gettid;
 
 use core::cell::UnsafeCell;
 
-use crate::descriptors;
-use crate::params::{self, Complaint};
+use crate::sys::params::{self, Complaint};
 use crate::sys::{in_thread, raw_pid};
-use crate::{guest, stack};
+use crate::table::descriptors;
 
 const PAGE_LEN: usize = 4096;
 
@@ -208,12 +212,12 @@ fn after_fork(pid: u32) {
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         stack::after_fork();
         guest::after_fork();
-        crate::exec::after_fork();
+        crate::life::exec::after_fork();
         stack::on_own(|| {
             let announcement = crate::transport::after_fork();
             APART.store(crate::transport::number_apart(), Ordering::Relaxed);
             if descriptors::is_tracing() {
-                crate::control::announce(gttr::FrameType::Fork, announcement);
+                crate::start::control::announce(gttr::FrameType::Fork, announcement);
             }
         });
     }

@@ -1,5 +1,12 @@
 //! The system calls that rustix keeps to itself, because only a libc is expected to make them.
 
+pub(crate) mod address;
+#[cfg(feature = "standalone")]
+pub(crate) mod libc;
+pub(crate) mod library;
+pub(crate) mod params;
+pub(crate) mod scratch;
+
 use core::arch::asm;
 use core::ffi::c_void;
 use core::sync::atomic::AtomicU32;

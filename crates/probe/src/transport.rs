@@ -13,8 +13,9 @@ mod unfinished;
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use crate::params::{self, Complaint, Transport};
-use crate::{aside, clock, process, stack, strict};
+use crate::life::strict;
+use crate::process::{self, aside, clock, stack};
+use crate::sys::params::{self, Complaint, Transport};
 
 pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
 pub(crate) use socket::{MAX_CHUNK, chunk, session};

@@ -6,7 +6,7 @@ use gttr::Direction::{In, Out};
 
 use super::hooks;
 use super::messages::receive;
-use crate::capture::{Buffers, Call, Details, IoVec, Message, Peer, Source};
+use crate::observe::capture::{Buffers, Call, Details, IoVec, Message, Peer, Source};
 
 fn count_of(count: c_int) -> usize {
     count.max(0).cast_unsigned() as usize

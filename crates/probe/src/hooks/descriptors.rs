@@ -3,8 +3,10 @@
 use core::ffi::{CStr, c_int, c_uint, c_ulong};
 
 use super::hooks;
-use crate::descriptors::Slot;
-use crate::{calls, control, transport};
+use crate::observe::calls;
+use crate::start::control;
+use crate::table::descriptors::Slot;
+use crate::transport;
 
 /// Commands of fcntl(2).
 const F_DUPFD: c_int = 0;

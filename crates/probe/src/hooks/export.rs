@@ -65,7 +65,9 @@ mod resolving {
     use core::sync::atomic::{AtomicPtr, Ordering};
 
     use crate::hooks::{self, Hook};
-    use crate::{control, install, library};
+    use crate::start::control;
+    use crate::start::install;
+    use crate::sys::library;
 
     /// Goes to what a slot is to lead to. r11 is the slot; whatever else may hold an argument is kept.
     #[unsafe(naked)]

@@ -3,9 +3,11 @@
 use core::ffi::{CStr, c_int, c_uint, c_void};
 
 use super::hooks;
-use crate::ancillary::Ancillary;
-use crate::capture::{Buffers, Call, Details, IoVec, Message, Peer, Truncated};
-use crate::{control, stack, sys};
+use crate::observe::ancillary::Ancillary;
+use crate::observe::capture::{Buffers, Call, Details, IoVec, Message, Peer, Truncated};
+use crate::process::stack;
+use crate::start::control;
+use crate::sys;
 
 /// Flags of recv(2).
 const MSG_OOB: c_int = 0x1;

@@ -3,8 +3,12 @@
 use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 
 use super::hooks;
-use crate::exec::Call;
-use crate::{calls, clock, control, exec, guest, process, strict, transport};
+use crate::life::exec::{self, Call};
+use crate::life::strict;
+use crate::observe::calls;
+use crate::process::{self, clock, guest};
+use crate::start::control;
+use crate::transport;
 
 /// The result of a function that has none.
 type Nothing = ();

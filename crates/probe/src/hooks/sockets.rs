@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_int, c_uint, c_void};
 
 use super::hooks;
-use crate::{calls, failures};
+use crate::observe::{calls, failures};
 
 hooks! {
     fn socket[SOCKET](domain: c_int, kind: c_int, protocol: c_int) -> c_int |libc| {

@@ -3,7 +3,11 @@
 use core::ffi::{c_int, c_long, c_ulong, c_void};
 
 use super::{Functions, Hook, Syscall, dispatch, export, libc_function, number, slot};
-use crate::{calls, control, exec, guest, process, strict, transport};
+use crate::life::{exec, strict};
+use crate::observe::calls;
+use crate::process::{self, guest};
+use crate::start::control;
+use crate::transport;
 
 static FUNCTIONS: Functions = Functions::new();
 

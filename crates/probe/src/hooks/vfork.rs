@@ -7,8 +7,11 @@ use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 
 use super::{DEFINITIONS, Functions, Hook, export, slot};
+use crate::life::exec;
+use crate::process::{self, guest, stack};
+use crate::start::control;
 use crate::sys::raw_pid;
-use crate::{control, exec, guest, process, stack, transport};
+use crate::transport;
 
 /// Not called.
 static FUNCTIONS: Functions = Functions::new();

@@ -1,7 +1,7 @@
 //! Whether a function is what libc's function of its name is: a system call with that call's number.
 
 use super::instruction;
-use crate::library::Range;
+use crate::sys::library::Range;
 
 /// Bytes of a function that are looked at, where it does not say how long it is.
 const MAX_LEN: usize = 256;

@@ -5,7 +5,7 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 use socktrace_ring::{MIN_RING_LEN, PAGE_LEN};
 
-use crate::aside::aside;
+use crate::process::aside::aside;
 
 /// The share of the address space that the program has not used when the probe comes which may become a ring, mapped
 /// twice: one part in so many.

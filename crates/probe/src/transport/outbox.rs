@@ -6,8 +6,8 @@ use rustix::fd::BorrowedFd;
 
 use super::socket::{FRAME_OVERHEAD, Failure, MAX_CHUNK, disconnected, failure, send_once};
 use super::{Undelivered, lock, stall};
-use crate::params::{self, Complaint};
 use crate::sys::copy_if_there;
+use crate::sys::params::{self, Complaint};
 
 /// Room for the longest frame.
 const LEN: usize = MAX_CHUNK + 2 * FRAME_OVERHEAD;

@@ -7,8 +7,8 @@ use rustix::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use crate::process::{self, aside};
 use crate::sys::{hold_off_signals, is_under_valgrind, set_signal_mask};
-use crate::{aside, process};
 
 /// The lowest number that one of ours may have. High, to be out of the way of programs that number theirs; no higher,
 /// because the kernel's table of descriptors is copied by fork as far as the highest one.

@@ -21,12 +21,13 @@ use super::own::{NotKept, Own, out_of_sight};
 use super::stall::Waited;
 use super::unfinished::{self, Unfinished};
 use super::{Undelivered, limits, socket};
-use crate::aside::{aside, is_alone};
-use crate::clock::{monotonic_ns, now_ns};
-use crate::name::Text;
-use crate::params::{self, OnFull};
+use crate::observe::peer;
+use crate::process::aside::{aside, is_alone};
+use crate::process::clock::{monotonic_ns, now_ns};
+use crate::process::{self, stack};
+use crate::sys::params::{self, OnFull};
 use crate::sys::{copy_if_there, fetch, listener};
-use crate::{peer, process, stack};
+use crate::table::name::Text;
 
 /// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long.
 const LOOK_NS: u64 = 100_000_000;

@@ -16,11 +16,12 @@ use rustix::process::{geteuid, getuid};
 
 use super::own::{NotKept, Own, out_of_sight};
 use super::{Undelivered, outbox, stall};
-use crate::aside::aside;
 use crate::emit::MAX_FRAME_PARTS;
-use crate::params::{self, Transport};
+use crate::observe::peer;
+use crate::process;
+use crate::process::aside::aside;
 use crate::sys::listener;
-use crate::{peer, process};
+use crate::sys::params::{self, Transport};
 
 /// How long an absent server is left alone before the next try to connect, in nanoseconds: short enough for a
 /// restarted server to miss little, long enough to cost nothing.

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
 
 use super::Undelivered;
-use crate::clock::monotonic_ns;
+use crate::process::clock::monotonic_ns;
 
 /// Time that was waited, of whatever threads: where several wait at the same time, it counts once.
 pub(super) struct Waited {

@@ -10,10 +10,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use socktrace_ring::Writer;
 
-use crate::clock::now_ns;
 use crate::emit::{Cause, count_loss};
+use crate::process;
+use crate::process::clock::now_ns;
 use crate::sys::is_on_alternate_stack;
-use crate::{descriptors, process};
+use crate::table::descriptors;
 
 /// Notes, by thread id: threads whose ids are equal to this modulus share one, and then only the first has it.
 const NOTES: usize = 1024;

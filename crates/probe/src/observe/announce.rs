@@ -2,10 +2,10 @@
 
 use gttr::{Ext, FrameType};
 
-use crate::connection::{Connection, Description, SOCK_DGRAM};
-use crate::control::EXE_EXT_LEN;
 use crate::emit::{Event, emit_sized};
-use crate::peer::Peer;
+use crate::observe::peer::Peer;
+use crate::start::control::EXE_EXT_LEN;
+use crate::table::connection::{Connection, Description, SOCK_DGRAM};
 use crate::transport;
 
 /// Makes sure that the server has heard of a connection.

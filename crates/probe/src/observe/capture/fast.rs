@@ -6,12 +6,12 @@
 use gttr::{DATA_VALUES_LEN, DataValues, Direction, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, HEADER_LEN, Header};
 
 use super::{Call, IoVec};
-use crate::clock;
-use crate::connection::{Kind, SOCK_STREAM};
-use crate::descriptors::{self, Slot};
 use crate::emit::{Cause, count_loss, has_losses};
-use crate::transport::Writing;
-use crate::{params, process, transport};
+use crate::process::{self, clock};
+use crate::sys::params;
+use crate::table::connection::{Kind, SOCK_STREAM};
+use crate::table::descriptors::{self, Slot};
+use crate::transport::{self, Writing};
 
 /// Bytes of a value's tag and length on the wire.
 const VALUE_HEAD_LEN: usize = 4;

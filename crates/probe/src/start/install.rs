@@ -4,10 +4,10 @@
 use core::ffi::{c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::control;
 use crate::hooks::{self, DEFINITIONS, Functions, Hook};
-use crate::library::{self, Counts, Library, Range};
 use crate::patch::{self, Patch};
+use crate::start::control;
+use crate::sys::library::{self, Counts, Library, Range};
 
 /// libc's code, once it is known.
 static LIBC_TEXT: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
@@ -32,7 +32,7 @@ fn libc() -> Option<Library> {
 /// A function that is libc's whatever else the program has loaded: __errno_location.
 #[cfg(feature = "standalone")]
 fn landmark() -> Option<usize> {
-    crate::standalone::errno_location().map(|function| function as usize)
+    crate::sys::libc::errno_location().map(|function| function as usize)
 }
 
 #[cfg(not(feature = "standalone"))]

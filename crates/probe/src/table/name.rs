@@ -8,9 +8,9 @@ use core::fmt::Write as _;
 use gttr::MAX_CONN_ID_LEN;
 use rustix::fs::{AtFlags, CWD, FileType, Stat, readlinkat_raw, statat};
 
-use crate::address::Address;
-use crate::params;
-use crate::scratch::Scratch;
+use crate::sys::address::Address;
+use crate::sys::params;
+use crate::sys::scratch::Scratch;
 
 /// PATH_MAX of limits.h, the kernel's bound on any path.
 const PATH_MAX: usize = 4096;

@@ -9,12 +9,14 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir, openat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
-use crate::address::Address;
-use crate::clock::now_ns;
-use crate::connection::{self, Kind, New};
-use crate::descriptors::{self, Slot};
-use crate::name::{SocketPath, Text};
-use crate::{announce, calls, params, process, transport};
+use crate::observe::{announce, calls};
+use crate::process::clock::now_ns;
+use crate::sys::address::Address;
+use crate::sys::params;
+use crate::table::connection::{self, Kind, New};
+use crate::table::descriptors::{self, Slot};
+use crate::table::name::{SocketPath, Text};
+use crate::{process, transport};
 
 /// Bytes of `/proc/PID/fd/N`.
 const MAX_FD_PATH_LEN: usize = 32;
@@ -251,7 +253,7 @@ pub(crate) fn is_beyond_table(fd: i32) -> bool {
     static NOTED: AtomicBool = AtomicBool::new(false);
     let beyond = !descriptors::has_place(fd);
     if beyond && fd >= 0 && descriptors::is_tracing() && !NOTED.swap(true, Ordering::Relaxed) {
-        crate::control::report_beyond_table(fd);
+        crate::start::control::report_beyond_table(fd);
     }
     beyond
 }

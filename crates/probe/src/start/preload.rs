@@ -8,12 +8,14 @@ use core::ffi::{CStr, c_char, c_int};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::control::next_symbol;
-use crate::exec::{self, LD_PRELOAD, PARAMS_NAME};
-use crate::install::{self, Musl, Outcome};
-use crate::name::Text;
-use crate::scratch::Scratch;
-use crate::{clock, control, hooks, params};
+use crate::hooks;
+use crate::life::exec::{self, LD_PRELOAD, PARAMS_NAME};
+use crate::process::clock;
+use crate::start::control::{self, next_symbol};
+use crate::start::install::{self, Musl, Outcome};
+use crate::sys::params;
+use crate::sys::scratch::Scratch;
+use crate::table::name::Text;
 
 /// The file's name in LD_PRELOAD.
 const PROBE_NAME: &[u8] = b"/socktrace-probe.so";

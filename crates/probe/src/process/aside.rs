@@ -17,9 +17,9 @@ use rustix::process::{Resource, Rlimit, prlimit};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec};
 
-use crate::clock::monotonic_ns;
-use crate::params::{self, Complaint};
 use crate::process;
+use crate::process::clock::monotonic_ns;
+use crate::sys::params::{self, Complaint};
 use crate::sys::{self, hold_off_signals, set_signal_mask};
 
 /// Bytes of the stack, the lowest of which may not be touched.

@@ -8,13 +8,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use gttr::{Direction, Ext, ExtWriter, FrameType};
 
-use crate::address::{AF_UNIX, Address};
-use crate::clock::now_ns;
-use crate::connection::{Connection, Kind, SOCK_DGRAM};
-use crate::descriptors::{self, Slot};
 use crate::emit::{Event, emit};
-use crate::name::SocketPath;
-use crate::{control, process, stack};
+use crate::process::clock::now_ns;
+use crate::process::{self, stack};
+use crate::start::control;
+use crate::sys::address::{AF_UNIX, Address};
+use crate::table::connection::{Connection, Kind, SOCK_DGRAM};
+use crate::table::descriptors::{self, Slot};
+use crate::table::name::SocketPath;
 
 /// Numbers of errno(3).
 const EINTR: i32 = 4;

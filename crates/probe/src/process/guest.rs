@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::strict;
+use crate::life::strict;
 use crate::sys::{raw_pid, thread_pointer};
 
 /// Threads that may have a guest at one time.

@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::sys::thread_pointer;
-use crate::{params, process};
+use crate::process;
+use crate::sys::{params, thread_pointer};
 
 /// Threads that may execute programs at one time without memory being mapped for each anew.
 const MAX_PLACES: usize = 64;

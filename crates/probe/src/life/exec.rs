@@ -14,10 +14,15 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use gttr::{Ext, ExtWriter, FrameType};
 use rustix::fs::{Access, AtFlags, CWD, accessat, readlinkat_raw, statat};
 
-use crate::clock::now_ns;
 use crate::emit::{Event, emit};
-use crate::name::Text;
-use crate::{control, descriptors, failures, params, process, stack, sys, transport};
+use crate::observe::failures;
+use crate::process::clock::now_ns;
+use crate::process::{self, stack};
+use crate::start::control;
+use crate::sys::{self, params};
+use crate::table::descriptors;
+use crate::table::name::Text;
+use crate::transport;
 use program::{FRONT_LEN, Found};
 use room::Room;
 
@@ -499,7 +504,7 @@ pub(crate) fn own_environment_to_change() -> Option<*const *const c_char> {
 }
 
 #[cfg(feature = "standalone")]
-pub(crate) use crate::standalone::own_environment;
+pub(crate) use crate::sys::libc::own_environment;
 
 #[cfg(not(feature = "standalone"))]
 pub(crate) fn own_environment() -> *const *const c_char {

@@ -2,9 +2,9 @@
 
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::connection::{Connection, Handle};
-use crate::params::{self, Complaint};
 use crate::process;
+use crate::sys::params::{self, Complaint};
+use crate::table::connection::{Connection, Handle};
 
 /// What is known of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

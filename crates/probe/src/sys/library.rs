@@ -354,7 +354,7 @@ unsafe fn each_by_hash(table: *const u32, name: &CStr, look: &mut impl FnMut(usi
 #[cfg(feature = "standalone")]
 fn iterate_phdr() -> Option<IteratePhdr> {
     // SAFETY: null, or the function of this name.
-    unsafe { core::mem::transmute::<*const c_void, Option<IteratePhdr>>(crate::standalone::iterate_phdr()) }
+    unsafe { core::mem::transmute::<*const c_void, Option<IteratePhdr>>(crate::sys::libc::iterate_phdr()) }
 }
 
 #[cfg(not(feature = "standalone"))]

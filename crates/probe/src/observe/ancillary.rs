@@ -8,9 +8,10 @@ use rustix::fs::{CWD, FileType, fstat, readlinkat_raw};
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 
-use crate::descriptors::{self, Slot};
-use crate::name::{SocketPath, Text};
-use crate::{calls, process, scan, stack};
+use crate::observe::{calls, scan};
+use crate::process::{self, stack};
+use crate::table::descriptors::{self, Slot};
+use crate::table::name::{SocketPath, Text};
 
 const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;

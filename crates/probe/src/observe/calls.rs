@@ -8,13 +8,17 @@ use core::sync::atomic::Ordering;
 use gttr::{Ext, FrameType};
 use rustix::fd::BorrowedFd;
 
-use crate::address::{AF_UNIX, Address};
-use crate::clock::now_ns;
-use crate::connection::{self, Connection, Description, Handle, Kind, New, SOCK_DGRAM};
-use crate::descriptors::{self, Slot};
 use crate::emit::{Event, emit};
-use crate::name::SocketPath;
-use crate::{announce, control, params, process, scan, stack, transport};
+use crate::observe::{announce, scan};
+use crate::process::clock::now_ns;
+use crate::process::{self, stack};
+use crate::start::control;
+use crate::sys::address::{AF_UNIX, Address};
+use crate::sys::params;
+use crate::table::connection::{self, Connection, Description, Handle, Kind, New, SOCK_DGRAM};
+use crate::table::descriptors::{self, Slot};
+use crate::table::name::SocketPath;
+use crate::transport;
 
 /// The type's bits in socket(2)'s second argument; the others are flags.
 const SOCK_TYPE_MASK: i32 = 0xf;

@@ -7,10 +7,10 @@ use rustix::fs::{CWD, readlinkat_raw};
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 
-use crate::aside::aside;
-use crate::name::Text;
 use crate::process;
+use crate::process::aside::aside;
 use crate::sys::{peer_credentials, raw_pid};
+use crate::table::name::Text;
 
 /// The longest path of an executable that an event shows, in bytes.
 pub(crate) const MAX_EXE_LEN: usize = 1024;
@@ -108,7 +108,7 @@ fn ask(inode: u32, show: u32, attribute: u16) -> Option<u32> {
     put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     put(6, &NLM_F_REQUEST.to_ne_bytes());
     // struct unix_diag_req: family, protocol, padding, states, inode, what to show, a cookie of "any".
-    put(16, &[crate::address::AF_UNIX as u8]);
+    put(16, &[crate::sys::address::AF_UNIX as u8]);
     put(20, &u32::MAX.to_ne_bytes());
     put(24, &inode.to_ne_bytes());
     put(28, &show.to_ne_bytes());

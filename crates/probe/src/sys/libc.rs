@@ -148,7 +148,7 @@ global_asm!(
 );
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("the probe has been built for x86_64 only: src/standalone.rs has what another architecture needs");
+compile_error!("the probe has been built for x86_64 only: src/sys/libc.rs has what another architecture needs");
 
 unsafe extern "C" {
     fn socktrace_dlsym() -> Option<unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>;
@@ -212,5 +212,5 @@ pub(crate) fn set_errno(value: c_int) {
             *location() = value;
         }
     }
-    crate::install::set_other_errnos(value);
+    crate::start::install::set_other_errnos(value);
 }

@@ -10,15 +10,19 @@ use rustix::io::read;
 use rustix::process::getpid;
 use rustix::thread::gettid;
 
-use crate::clock::now_ns;
 use crate::emit::{Event, emit, emit_sized};
 use crate::hooks::Hook;
-use crate::install::{self, Musl, Outcome};
-use crate::name::Text;
-use crate::params::{self, Complaint};
-use crate::peer::MAX_EXE_LEN;
+use crate::life::exec;
+use crate::observe::peer::MAX_EXE_LEN;
+use crate::observe::scan;
+use crate::process::clock::{self, now_ns};
+use crate::process::{self, stack};
+use crate::start::install::{self, Musl, Outcome};
+use crate::sys::params::{self, Complaint};
 use crate::sys::{COMM_LEN, thread_name};
-use crate::{clock, connection, descriptors, exec, patch, process, scan, stack, transport};
+use crate::table::name::Text;
+use crate::table::{connection, descriptors};
+use crate::{patch, transport};
 
 /// Bytes of the extension values of an event that shows the path of an executable.
 pub(crate) const EXE_EXT_LEN: usize = MAX_EXE_LEN + 192;
@@ -284,7 +288,7 @@ impl ComplaintText {
 }
 
 #[cfg(feature = "standalone")]
-pub(crate) use crate::standalone::{errno, next_symbol, set_errno};
+pub(crate) use crate::sys::libc::{errno, next_symbol, set_errno};
 
 #[cfg(not(feature = "standalone"))]
 pub(crate) fn errno() -> c_int {

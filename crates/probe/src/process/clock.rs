@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::time::Timespec;
 
-use crate::{strict, sys};
+use crate::life::strict;
+use crate::sys;
 
 const PAGE_LEN: usize = 4096;
 const REALTIME: c_int = 0;

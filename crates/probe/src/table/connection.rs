@@ -11,9 +11,10 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use gttr::{Direction, MAX_CONN_ID_LEN};
 
-use crate::name::{Identity, MAX_PATH_LEN, Text, connection_id};
-use crate::params::{self, Complaint};
-use crate::{descriptors, process};
+use crate::process;
+use crate::sys::params::{self, Complaint};
+use crate::table::descriptors;
+use crate::table::name::{Identity, MAX_PATH_LEN, Text, connection_id};
 
 /// What a socket is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

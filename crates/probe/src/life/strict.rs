@@ -5,9 +5,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use crate::params::Transport;
+use crate::process::{self, clock};
+use crate::start::control;
+use crate::sys::params::Transport;
 use crate::sys::thread_pointer;
-use crate::{clock, control, process, transport};
+use crate::transport;
 
 /// Threads that are noted; with more, all are taken to be in strict mode.
 const MAX_THREADS: usize = 16;

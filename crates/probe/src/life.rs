@@ -1,0 +1,4 @@
+//! The process becomes another program, a child, or one that may no longer ask the kernel.
+
+pub(crate) mod exec;
+pub(crate) mod strict;
