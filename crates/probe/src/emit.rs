@@ -1,18 +1,15 @@
 //! From an event to a frame on its way, or to the count of what was lost.
 
-use core::sync::atomic::Ordering;
-
 use gttr::{Direction, Ext, ExtWriter, FLAG_EXTENDED, FLAG_PAYLOAD, FrameType, Header};
 
+use crate::process::losses::{Cause, Losses};
 use crate::process::{self, Who, guest, stack};
-use crate::transport::{self, Link, Undelivered, Writing};
+use crate::transport::{self, Link, MAX_FRAME_PARTS, Writing};
 
-/// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.
-pub(crate) const MAX_PARTS: usize = 16;
 /// A header, a path, three parts of conn, and two of extensions.
 const OTHER_PARTS: usize = 7;
-/// Parts of a frame.
-pub(crate) const MAX_FRAME_PARTS: usize = MAX_PARTS + OTHER_PARTS;
+/// Parts of a payload that one frame takes; a call with more scattered ones makes more frames.
+pub(crate) const MAX_PARTS: usize = MAX_FRAME_PARTS - OTHER_PARTS;
 /// Bytes of the extension values that any event may have.
 const EXT_LEN: usize = 192;
 
@@ -55,45 +52,6 @@ impl Event<'_> {
     }
 }
 
-/// Why something was not recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Cause {
-    Absent = 0,
-    Stalled = 1,
-    Unattributed = 2,
-    Full = 3,
-    Left = 4,
-    Unmapped = 5,
-    Stranger = 6,
-}
-
-impl Cause {
-    fn text(number: u32) -> &'static [u8] {
-        match number {
-            0 => b"the server was not there",
-            1 => b"the server did not read",
-            3 => b"the ring was full",
-            6 => b"another user, who is not root, listens at the server's path, and is told nothing",
-            5 => b"the program unmapped the bytes when the call had just returned",
-            4 => b"a signal handler jumped out of a call while the event was written",
-            _ => b"the descriptor was closed and reused during the call",
-        }
-    }
-}
-
-impl From<Undelivered> for Cause {
-    fn from(why: Undelivered) -> Self {
-        match why {
-            Undelivered::Absent => Self::Absent,
-            Undelivered::Stalled => Self::Stalled,
-            Undelivered::Full => Self::Full,
-            Undelivered::Unmapped => Self::Unmapped,
-            Undelivered::Stranger => Self::Stranger,
-        }
-    }
-}
-
 /// Sends an event, after the report of what was lost before it; whether it was delivered. One that was not is counted.
 pub(crate) fn emit(event: &Event<'_>, payload: &[&[u8]]) -> bool {
     emit_sized::<EXT_LEN>(event, payload)
@@ -107,7 +65,7 @@ pub(crate) fn emit_sized<const N: usize>(event: &Event<'_>, payload: &[&[u8]]) -
     let told = link.and_then(|link| report_losses(&link, &who, event).map(|()| link));
     let number = process::number(&who, event.ts_ns);
     let sent = told.and_then(|link| send::<N>(&link, event, payload, &who, number));
-    sent.map_err(|why| count_loss(bytes, event.ts_ns, why.into())).is_ok()
+    sent.map_err(|why| count_loss(bytes, event.ts_ns, why)).is_ok()
 }
 
 fn send<const N: usize>(
@@ -116,7 +74,7 @@ fn send<const N: usize>(
     payload: &[&[u8]],
     who: &Who,
     (seq, ts_ns): (u64, u64),
-) -> Result<(), Undelivered> {
+) -> Result<(), Cause> {
     let mut buffer = [0; N];
     let mut ext = ExtWriter::new(&mut buffer);
     ext.put(Ext::Seq(seq));
@@ -168,70 +126,42 @@ fn send<const N: usize>(
 /// Whether there is something to tell before the next event.
 #[inline]
 pub(crate) fn has_losses() -> bool {
-    process::own().lost.events.load(Ordering::Relaxed) != 0
+    process::own().lost.is_any()
 }
 
 /// Counts an event that was not recorded, and the payload bytes that it would have had.
 #[cold]
 pub(crate) fn count_loss(bytes: u64, ts_ns: u64, cause: Cause) {
-    let lost = &process::own().lost;
-    lost.bytes.fetch_add(bytes, Ordering::Relaxed);
-    let _ = lost.since_ns.compare_exchange(0, ts_ns, Ordering::Relaxed, Ordering::Relaxed);
-    lost.until_ns.store(ts_ns, Ordering::Relaxed);
-    lost.cause.store(cause as u32, Ordering::Relaxed);
-    lost.events.fetch_add(1, Ordering::Release);
+    process::own().lost.count(bytes, ts_ns, cause);
     transport::note_loss(bytes, ts_ns);
 }
 
 /// Tells the server what it missed, if anything; an error if it cannot be told now.
-fn report_losses(link: &Link, who: &Who, before: &Event<'_>) -> Result<(), Undelivered> {
+fn report_losses(link: &Link, who: &Who, before: &Event<'_>) -> Result<(), Cause> {
     let lost = &process::own().lost;
-    if lost.events.load(Ordering::Relaxed) == 0 {
-        return Ok(());
-    }
-    // Never 0. One's own: a signal handler jumped out of the report, or this is one in the middle of it.
-    let own = who.tid.max(1);
-    let reporting = lost.reporting.compare_exchange(0, own, Ordering::Acquire, Ordering::Relaxed);
-    if reporting.is_err_and(|other| other != own) {
-        // Another thread is at it; this one's event may go first.
+    if !lost.is_any() || !lost.claim_report(who.tid) {
         return Ok(());
     }
     let reported = report(link, who, before);
-    lost.reporting.store(0, Ordering::Release);
+    lost.give_up_report();
     reported
 }
 
 #[cold]
-fn report(link: &Link, who: &Who, before: &Event<'_>) -> Result<(), Undelivered> {
+fn report(link: &Link, who: &Who, before: &Event<'_>) -> Result<(), Cause> {
     let now_ns = before.ts_ns;
     let lost = &process::own().lost;
-    let (events, bytes) = (lost.events.swap(0, Ordering::Acquire), lost.bytes.swap(0, Ordering::Relaxed));
-    if events == 0 {
-        return Ok(());
-    }
-    let (since_ns, until_ns) = (lost.since_ns.swap(0, Ordering::Relaxed), lost.until_ns.load(Ordering::Relaxed));
+    let Some(Losses { events, bytes, since_ns, until_ns, cause }) = lost.take() else { return Ok(()) };
     let values = [Ext::LostEvents(events), Ext::LostBytes(bytes), Ext::LostSince(since_ns), Ext::LostUntil(until_ns)];
-    let event = Event {
-        conn: [Cause::text(lost.cause.load(Ordering::Relaxed)), b"", b""],
-        values: &values,
-        call: before.call,
-        ..Event::new(FrameType::Lost, now_ns)
-    };
+    let event =
+        Event { conn: [cause, b"", b""], values: &values, call: before.call, ..Event::new(FrameType::Lost, now_ns) };
     // A report that fails is tried again under the number it has, or that number would look like one more loss.
-    let number = match (lost.report_seq.load(Ordering::Relaxed), lost.report_ns.load(Ordering::Relaxed)) {
-        (0, _) => process::number(who, now_ns),
-        drawn => drawn,
-    };
+    let number = lost.drawn_number().unwrap_or_else(|| process::number(who, now_ns));
     let sent = send::<EXT_LEN>(link, &event, &[], who, number);
-    lost.report_ns.store(number.1, Ordering::Relaxed);
-    lost.report_seq.store(if sent.is_ok() { 0 } else { number.0 }, Ordering::Relaxed);
-    if sent.is_ok() {
-        transport::told_losses(events, bytes);
-    } else {
-        lost.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let _ = lost.since_ns.compare_exchange(0, since_ns, Ordering::Relaxed, Ordering::Relaxed);
-        lost.since_ns.fetch_min(since_ns, Ordering::Relaxed);
-        lost.events.fetch_add(events, Ordering::Release);
+    lost.keep_number(sent.is_err().then_some(number));
+    match sent {
+        Ok(()) => transport::told_losses(events, bytes),
+        Err(_) => lost.put_back(events, bytes, since_ns),
     }
     sent
 }

@@ -11,11 +11,11 @@
 
 // The layers, from the top down: each imports only what stands below it.
 
-/// libc's functions as they are called, and what happens around each.
-mod hooks;
-
 /// The probe begins and ends, and puts its hooks in place.
 mod start;
+
+/// libc's functions as they are called, and what happens around each.
+mod hooks;
 
 /// The process becomes another program, a child, or one that may no longer ask the kernel.
 mod life;
@@ -40,6 +40,9 @@ mod patch;
 
 /// The kernel, libc, memory, and what the probe was told.
 mod sys;
+
+/// What depends on the processor.
+mod arch;
 
 pub use life::exec::socktrace_followed_by;
 pub use start::control::{

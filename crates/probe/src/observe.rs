@@ -5,5 +5,7 @@ pub(crate) mod announce;
 pub(crate) mod calls;
 pub(crate) mod capture;
 pub(crate) mod failures;
+pub(crate) mod notices;
 pub(crate) mod peer;
+pub(crate) mod records;
 pub(crate) mod scan;

@@ -7,24 +7,22 @@
 //! thread that is in the function is harmed. None of them is a system call, where a thread may be waiting that will go on
 //! behind it.
 
-mod front;
-mod instruction;
+pub(crate) mod hook;
 mod memory;
-mod wrapper;
 
 use core::ffi::{c_long, c_void};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
-use crate::hooks::Hook;
-pub(crate) use crate::sys::library::Range;
-use front::{JUMP_LEN, MAX_FRONT, MAX_UNDO, SHORT_JUMP_LEN};
-use memory::Access;
+use crate::arch::front::{self, JUMP_LEN, MAX_FRONT, MAX_UNDO, SHORT_JUMP_LEN};
+use crate::arch::jump::{self, FAR_JUMP_LEN};
+use crate::arch::wrapper;
+use crate::patch::hook::Hook;
+use crate::sys::library::Range;
+use memory::{Access, code};
 
 const PAGE_LEN: usize = 4096;
-/// `jmp *0(%rip)` and the address behind it.
-const FAR_JUMP_LEN: usize = 14;
 /// How far an island may be from the library, in bytes: a 32-bit displacement, less what the library's own reach takes.
 const MAX_DISTANCE: usize = 0x7000_0000;
 /// Islands of one library that there is room for, more than there are hooks.
@@ -113,12 +111,16 @@ pub(crate) fn forget(is_there: impl Fn(Range) -> bool) {
 
 /// Whether a function makes a system call with this number itself; `len` is how long it is, 0 if that is not known.
 pub(crate) fn makes_system_call(text: Range, at: usize, len: usize, number: c_long) -> bool {
-    u32::try_from(number).is_ok_and(|number| wrapper::makes_call(text, at, len, number))
+    // SAFETY: a library's code, mapped as long as it is.
+    let code = |at, len| if text.contains(at) { unsafe { code(text, at, len) } } else { &[] };
+    u32::try_from(number).is_ok_and(|number| wrapper::makes_call(code, at, len, number))
 }
 
 /// A library that is being patched.
-pub(crate) struct Patch {
+pub(crate) struct Patch<H> {
     text: Range,
+    /// Every hook.
+    hooks: H,
     /// Where the islands are put together, and where they will be: the same, unless memory cannot be made executable.
     block: *mut Block,
     place: usize,
@@ -138,27 +140,27 @@ struct Steps {
 /// Such pages of one library: those whose last byte of the distance is the same share one.
 const MAX_STEPS: usize = 4;
 
-impl Patch {
-    /// `None`: it cannot be done.
-    pub(crate) fn begin(text: Range) -> Option<Self> {
+impl<H: Iterator<Item = &'static Hook> + Clone> Patch<H> {
+    /// `None`: it cannot be done. `hooks`: every hook there is.
+    pub(crate) fn begin(text: Range, hooks: H) -> Option<Self> {
         if IS_BUSY.swap(true, Ordering::Acquire) {
             return None;
         }
-        let begun = Self::prepare(text);
+        let begun = Self::prepare(text, hooks);
         if begun.is_none() {
             IS_BUSY.store(false, Ordering::Release);
         }
         begun
     }
 
-    fn prepare(text: Range) -> Option<Self> {
+    fn prepare(text: Range, hooks: H) -> Option<Self> {
         let access = Access::open(text)?;
         let places = Self::places(text, &access);
         if places.is_none() {
             access.close(text);
         }
         let (block, place) = places?;
-        Some(Self { text, block, place, count: 0, access, steps: [Steps { page: 0, count: 0 }; MAX_STEPS] })
+        Some(Self { text, hooks, block, place, count: 0, access, steps: [Steps { page: 0, count: 0 }; MAX_STEPS] })
     }
 
     /// Memory for the islands: where they are put together, and where they go.
@@ -223,11 +225,11 @@ impl Patch {
         let mut to_hook = [0; MAX_UNDO + FAR_JUMP_LEN];
         let undo = site.undo.code();
         to_hook[..undo.len()].copy_from_slice(undo);
-        to_hook[undo.len()..][..FAR_JUMP_LEN].copy_from_slice(&far_jump(hook.replacements[index] as usize));
+        to_hook[undo.len()..][..FAR_JUMP_LEN].copy_from_slice(&jump::far(hook.replacements[index] as usize));
         let mut original = [0; MAX_FRONT + FAR_JUMP_LEN];
         let moved = site.at + site.len;
-        copy(code, moved, target, self.original(self.count), &mut original)?;
-        original[moved..][..FAR_JUMP_LEN].copy_from_slice(&far_jump(target + moved));
+        jump::relocate(code, moved, target, self.original(self.count), &mut original)?;
+        original[moved..][..FAR_JUMP_LEN].copy_from_slice(&jump::far(target + moved));
         Some(Island { to_hook, original, hook, index, target, jump })
     }
 
@@ -236,7 +238,7 @@ impl Patch {
         // SAFETY: a library's code.
         let before: [u8; JUMP_LEN] = *unsafe { code(self.text, at, JUMP_LEN) }.first_chunk()?;
         if len >= JUMP_LEN && self.access.can_write(at, JUMP_LEN) {
-            return Some(Jump { at, len: JUMP_LEN, before, after: near_jump(at, to)?, padding: 0 });
+            return Some(Jump { at, len: JUMP_LEN, before, after: jump::near(at, to)?, padding: 0 });
         }
         if !self.access.can_write(at, SHORT_JUMP_LEN) {
             return None;
@@ -250,7 +252,7 @@ impl Patch {
             return Some(Jump { at, len: JUMP_LEN - 1, before, after, padding: 0 });
         };
         let distance = i8::try_from(padding.wrapping_sub(at + SHORT_JUMP_LEN).cast_signed()).ok()?;
-        after[..SHORT_JUMP_LEN].copy_from_slice(&[0xeb, distance.cast_unsigned()]);
+        after[..SHORT_JUMP_LEN].copy_from_slice(&jump::short(distance));
         Some(Jump { at, len: SHORT_JUMP_LEN, before, after, padding })
     }
 
@@ -284,8 +286,8 @@ impl Patch {
         let step = steps.page + steps.count * FAR_JUMP_LEN;
         steps.count += 1;
         // SAFETY: within the page, which is ours.
-        unsafe { (step as *mut [u8; FAR_JUMP_LEN]).write(far_jump(to)) };
-        near_jump(at, step)
+        unsafe { (step as *mut [u8; FAR_JUMP_LEN]).write(jump::far(to)) };
+        jump::near(at, step)
     }
 
     /// Room for a jump that a short one reaches, in padding between functions.
@@ -304,7 +306,8 @@ impl Patch {
             self.text.contains(*target) && target.abs_diff(from) < MAX_CODE && *target > self.text.start + MAX_FRONT
         };
         let targets = || {
-            crate::hooks::all()
+            self.hooks
+                .clone()
                 .flat_map(|hook| &hook.functions.at)
                 .map(|found| found.load(Ordering::Relaxed))
                 .filter(near)
@@ -369,8 +372,8 @@ impl Patch {
             // Before the jump: a call may come as soon as that is there.
             island.hook.functions.call[island.index].store(self.original(at) as *mut c_void, Ordering::Release);
             let padding = island.jump.padding;
-            if let Some(jump) = (padding != 0).then(|| near_jump(padding, self.address(at))).flatten() {
-                self.access.write(padding, &jump);
+            if let Some(way) = (padding != 0).then(|| jump::near(padding, self.address(at))).flatten() {
+                self.access.write(padding, &way);
             }
         }
         for island in self.islands() {
@@ -412,50 +415,6 @@ fn swap(change: impl Fn(&Jump) -> ([u8; JUMP_LEN], [u8; JUMP_LEN])) {
     IS_BUSY.store(false, Ordering::Release);
 }
 
-/// Code of a library, at most so much.
-unsafe fn code(text: Range, at: usize, len: usize) -> &'static [u8] {
-    let len = len.min(text.end.saturating_sub(at));
-    // SAFETY: the caller's promise: mapped as long as the library is.
-    unsafe { core::slice::from_raw_parts(at as *const u8, len) }
-}
-
-/// Copies the first `moved` bytes of a function, with displacements as they have to be at `to`.
-fn copy(code: &[u8], moved: usize, from: usize, to: usize, out: &mut [u8]) -> Option<()> {
-    let mut at = 0;
-    while at < moved {
-        if code[at] == front::RET {
-            // And padding behind it.
-            out[at] = front::RET;
-            break;
-        }
-        let instruction = instruction::decode(&code[at..])?;
-        let end = at + instruction.len;
-        out[at..end].copy_from_slice(&code[at..end]);
-        if let Some(displacement_at) = instruction.displacement {
-            let place = at + displacement_at..at + displacement_at + 4;
-            let displacement = i32::from_le_bytes(*code[place.clone()].first_chunk()?);
-            let leads_to = (from + end).wrapping_add_signed(displacement as isize);
-            let from_there = leads_to.wrapping_sub(to + end).cast_signed();
-            out[place].copy_from_slice(&i32::try_from(from_there).ok()?.to_le_bytes());
-        }
-        at = end;
-    }
-    Some(())
-}
-
-fn near_jump(from: usize, to: usize) -> Option<[u8; JUMP_LEN]> {
-    let distance = i32::try_from(to.wrapping_sub(from + JUMP_LEN).cast_signed()).ok()?;
-    let [a, b, c, d] = distance.to_le_bytes();
-    Some([0xe9, a, b, c, d])
-}
-
-fn far_jump(to: usize) -> [u8; FAR_JUMP_LEN] {
-    let mut bytes = [0; FAR_JUMP_LEN];
-    bytes[..2].copy_from_slice(&[0xff, 0x25]);
-    bytes[6..].copy_from_slice(&(to as u64).to_le_bytes());
-    bytes
-}
-
 /// Memory within a jump's reach of a library, for good.
 fn map_near(text: Range, protection: ProtFlags) -> Option<*mut Block> {
     /// Where to look, below the library, in steps of 16 MiB: programs have their libraries close together.
@@ -493,7 +452,7 @@ mod tests {
         for (hook, address) in &functions {
             hook.functions.at[0].store(*address, Ordering::Relaxed);
         }
-        let mut patch = Patch::begin(libc.text).expect("libc's memory can be changed");
+        let mut patch = Patch::begin(libc.text, hooks::all()).expect("libc's memory can be changed");
         for (hook, address) in functions {
             assert!(patch.add(hook, 0, address), "{:?} has no place for a jump", hook.name);
         }

@@ -7,19 +7,22 @@
 pub(crate) mod aside;
 pub(crate) mod clock;
 pub(crate) mod guest;
+pub(crate) mod losses;
 pub(crate) mod stack;
 
+use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::mm::{Advice, madvise};
 use rustix::process::{Resource, getppid, getrlimit};
 use rustix::thread::gettid;
+use socktrace_ring::Pair;
 
-use core::cell::UnsafeCell;
-
+use crate::arch::register::{TID_OFFSETS, in_thread};
+use crate::sys::confined::is_confined;
 use crate::sys::params::{self, Complaint};
-use crate::sys::{in_thread, raw_pid};
-use crate::table::descriptors;
+use crate::sys::raw_pid;
+use losses::Lost;
 
 const PAGE_LEN: usize = 4096;
 
@@ -39,74 +42,23 @@ pub(crate) struct Own {
 }
 
 /// The last event's number and time, which change together: in the order of the numbers, times never run backwards.
-#[repr(C, align(16))]
-struct Numbering {
-    /// The number in the low half.
-    both: UnsafeCell<u128>,
-}
+struct Numbering(Pair);
 
 impl Numbering {
     /// The next event's number, and its time: `ts_ns`, or that of the event numbered before it if that is later.
     fn next(&self, ts_ns: u64) -> (u64, u64) {
-        let words = self.both.get().cast::<u64>();
-        // SAFETY: both halves are aligned; should they change in between, the exchange fails.
-        let read = |at| unsafe { AtomicU64::from_ptr(words.add(at)) }.load(Ordering::Relaxed);
-        let mut old = u128::from(read(0)) | u128::from(read(1)) << 64;
+        let mut old = self.0.read();
         loop {
-            let (seq, ts_ns) = (old as u64 + 1, ts_ns.max((old >> 64) as u64));
-            let new = u128::from(seq) | u128::from(ts_ns) << 64;
-            // SAFETY: aligned, and read and written in no other way; every x86-64 processor that Linux 5 runs on has it.
-            let found = unsafe { exchange(self.both.get(), old, new) };
-            if found == old {
-                return (seq, ts_ns);
+            let new = [old[0] + 1, ts_ns.max(old[1])];
+            match self.0.exchange(old, new) {
+                Ok(()) => return (new[0], new[1]),
+                Err(found) => old = found,
             }
-            old = found;
         }
     }
 }
 
-/// `lock cmpxchg16b`: writes `new` if `old` is there; what was there. core's needs a library for it where it is not inlined.
-#[inline]
-unsafe fn exchange(at: *mut u128, old: u128, new: u128) -> u128 {
-    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
-    // SAFETY: the caller's promise: 16 bytes, aligned. The compiler keeps rbx for itself, so it is put back.
-    unsafe {
-        core::arch::asm!(
-            "xchg rsi, rbx",
-            "lock cmpxchg16b xmmword ptr [rdi]",
-            "mov rbx, rsi",
-            in("rdi") at,
-            inout("rsi") new as u64 => _,
-            in("rcx") (new >> 64) as u64,
-            inout("rax") low,
-            inout("rdx") high,
-            options(nostack),
-        );
-    }
-    u128::from(low) | u128::from(high) << 64
-}
-
-/// Losses not yet reported.
-pub(crate) struct Lost {
-    pub(crate) events: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    /// When the first happened, nanoseconds since the Unix epoch; 0: none has.
-    pub(crate) since_ns: AtomicU64,
-    pub(crate) until_ns: AtomicU64,
-    /// What the last was due to: a number of `emit::Cause`.
-    pub(crate) cause: AtomicU32,
-    /// The number that the report will have, drawn when it was first tried; 0: not yet.
-    pub(crate) report_seq: AtomicU64,
-    /// And its time.
-    pub(crate) report_ns: AtomicU64,
-    /// The thread that reports, one at a time; 0: none.
-    pub(crate) reporting: AtomicU32,
-}
-
 static OWN: AtomicPtr<Own> = AtomicPtr::new(core::ptr::null_mut());
-/// Whether the program has put itself under a seccomp filter (seccomp(2)) since the probe was loaded. One that it was
-/// under before is another matter: what the probe does on a traced call it has done while it was loaded, and lived.
-static CONFINED: AtomicBool = AtomicBool::new(false);
 
 /// Which process and thread an event is of.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +77,7 @@ pub(crate) fn init() -> Result<(), Complaint> {
         notice_fork();
         return Ok(());
     }
+    const { assert!(size_of::<Own>() <= PAGE_LEN) };
     let page = params::map(PAGE_LEN)?;
     // SAFETY: a page of our own, freshly mapped.
     unsafe { madvise(page.cast(), PAGE_LEN, Advice::LinuxWipeOnFork) }
@@ -148,9 +101,7 @@ pub(crate) fn own() -> &'static Own {
     unsafe { &*OWN.load(Ordering::Acquire) }
 }
 
-/// Where a libc keeps a thread's id, as an offset from the thread pointer: musl and glibc, on x86-64, in every version.
-const TID_OFFSETS: [usize; 2] = [0x30, 0x2d0];
-/// The one that is right here; 0: none is.
+/// Which of [`TID_OFFSETS`] is right here; 0: none is.
 static TID_OFFSET: AtomicUsize = AtomicUsize::new(0);
 
 fn find_tid() {
@@ -176,6 +127,10 @@ fn tid() -> u32 {
 
 /// The number that tells this process's frames from another's that has the same process id in the same ring; 0: there is none.
 static APART: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn set_apart(number: u64) {
+    APART.store(number, Ordering::Relaxed);
+}
 
 #[inline]
 pub(crate) fn apart() -> u64 {
@@ -206,20 +161,25 @@ pub(crate) fn notice_fork() {
     }
 }
 
+/// What the layers above do in a forked child, as a function; null: nothing.
+static ON_FORK: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Has a function called in every forked child, on a stack of our own, when it is noticed.
+pub(crate) fn on_fork(call: fn()) {
+    ON_FORK.store(call as *mut c_void, Ordering::Release);
+}
+
 #[cold]
 fn after_fork(pid: u32) {
     // Of several threads that a child may already have, one announces it.
     if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         stack::after_fork();
         guest::after_fork();
-        crate::life::exec::after_fork();
-        stack::on_own(|| {
-            let announcement = crate::transport::after_fork();
-            APART.store(crate::transport::number_apart(), Ordering::Relaxed);
-            if descriptors::is_tracing() {
-                crate::start::control::announce(gttr::FrameType::Fork, announcement);
-            }
-        });
+        let call = ON_FORK.load(Ordering::Acquire);
+        if !call.is_null() {
+            // SAFETY: what `on_fork` was given.
+            stack::on_own(unsafe { core::mem::transmute::<*mut c_void, fn()>(call) });
+        }
     }
 }
 
@@ -231,13 +191,6 @@ pub(crate) fn sockets_made() -> u32 {
 /// Whether there is a page to speak of.
 pub(crate) fn is_started() -> bool {
     !OWN.load(Ordering::Acquire).is_null()
-}
-
-/// Whether the table of descriptors is this process's. A vforked child closes descriptors of its own, while the table
-/// in the shared memory is its parent's.
-pub(crate) fn owns_descriptors() -> bool {
-    // Hooks of a preloaded probe run before it is started, or although it could not be.
-    descriptors::is_tracing() && !who().is_guest
 }
 
 /// The parent's process id; 0: the parent is in another pid namespace.
@@ -253,18 +206,9 @@ pub(crate) fn number(who: &Who, ts_ns: u64) -> (u64, u64) {
     guest::number(who.pid, ts_ns)
 }
 
-/// Whether system calls that the program does not make itself are to be avoided.
-pub(crate) fn is_confined() -> bool {
-    CONFINED.load(Ordering::Relaxed)
-}
-
 /// Whether the program has limits of its memory (RLIMIT_AS, RLIMIT_DATA, getrlimit(2)).
 pub(crate) fn is_memory_limited() -> bool {
     [Resource::As, Resource::Data].into_iter().any(|resource| getrlimit(resource).current.is_some())
-}
-
-pub(crate) fn set_confined() {
-    CONFINED.store(true, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -273,13 +217,9 @@ mod tests {
 
     #[test]
     fn numbers_have_no_gap_and_times_never_run_backwards() {
-        struct Shared(Numbering);
-        // SAFETY: it is what Numbering is for.
-        unsafe impl Sync for Shared {}
-        let numbering = Shared(Numbering { both: UnsafeCell::new(0) });
-        let shared = &numbering;
+        let numbering = &Numbering(Pair::default());
         let mut drawn: Vec<(u64, u64)> = std::thread::scope(|scope| {
-            let draw = |thread: u64| move || (0..10_000).map(|at| shared.0.next(at ^ thread)).collect::<Vec<_>>();
+            let draw = |thread: u64| move || (0..10_000).map(|at| numbering.next(at ^ thread)).collect::<Vec<_>>();
             let threads: Vec<_> = (0..4).map(|thread| scope.spawn(draw(thread * 37))).collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });

@@ -1,63 +1,27 @@
 //! The system calls that rustix keeps to itself, because only a libc is expected to make them.
 
 pub(crate) mod address;
-#[cfg(feature = "standalone")]
+pub(crate) mod confined;
 pub(crate) mod libc;
 pub(crate) mod library;
 pub(crate) mod params;
 pub(crate) mod scratch;
-
-use core::arch::asm;
-use core::ffi::c_void;
-use core::sync::atomic::AtomicU32;
+pub(crate) mod sock_diag;
+pub(crate) mod text;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
-use crate::process;
+use crate::arch::call::syscall;
+use crate::arch::{number, valgrind};
+use confined::is_confined;
 
 /// Every signal's bit, as rt_sigprocmask(2) takes it.
 pub(crate) type SignalSet = u64;
 
 const SIG_BLOCK: usize = 0;
 const SIG_SETMASK: usize = 2;
-
-#[cfg(target_arch = "x86_64")]
-mod number {
-    pub(super) const CLOSE: usize = 3;
-    pub(super) const RT_SIGPROCMASK: usize = 14;
-    pub(super) const GETSOCKOPT: usize = 55;
-    pub(super) const SIGALTSTACK: usize = 131;
-    pub(super) const CLONE: usize = 56;
-    pub(super) const EXIT: usize = 60;
-    pub(super) const WAIT4: usize = 61;
-    pub(super) const PRCTL: usize = 157;
-    pub(super) const FACCESSAT: usize = 269;
-    pub(super) const TGKILL: usize = 234;
-    pub(super) const UNSHARE: usize = 272;
-    pub(super) const PIDFD_OPEN: usize = 434;
-    pub(super) const CLOSE_RANGE: usize = 436;
-    pub(super) const PIDFD_GETFD: usize = 438;
-    pub(super) const CLOCK_GETTIME: usize = 228;
-    pub(super) const PROCESS_VM_READV: usize = 310;
-    #[cfg(feature = "standalone")]
-    pub(super) const EXIT_GROUP: usize = 231;
-}
-
-#[cfg(target_arch = "x86_64")]
-unsafe fn syscall(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> usize {
-    let result;
-    // SAFETY: the kernel keeps every register but these; what the call does is the caller's to answer for.
-    unsafe {
-        asm!(
-            "syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
-            in("r9") f,
-            lateout("rcx") _, lateout("r11") _, options(nostack),
-        );
-    }
-    result
-}
 
 /// `rt_sigprocmask(SIG_BLOCK)` of every signal; the mask that was in force.
 pub(crate) fn hold_off_signals() -> SignalSet {
@@ -114,24 +78,6 @@ pub(crate) fn thread_name() -> [u8; COMM_LEN] {
     name
 }
 
-/// The thread pointer: what `%fs:0` holds, by the ABI's rules for thread-local storage.
-#[inline]
-pub(crate) fn thread_pointer() -> usize {
-    let pointer;
-    // SAFETY: reads one word that every thread of a libc has.
-    unsafe { asm!("mov {}, qword ptr fs:[0]", out(reg) pointer, options(nostack, readonly, preserves_flags)) };
-    pointer
-}
-
-/// Where the stack ends, as it is now.
-#[inline]
-pub(crate) fn stack_pointer() -> usize {
-    let pointer;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, rsp", out(reg) pointer, options(nomem, nostack, preserves_flags)) };
-    pointer
-}
-
 /// Whether this is a handler on the stack that signals have to themselves (sigaltstack(2)).
 pub(crate) fn is_on_alternate_stack() -> bool {
     const SS_ONSTACK: usize = 1;
@@ -141,21 +87,6 @@ pub(crate) fn is_on_alternate_stack() -> bool {
     unsafe { syscall(number::SIGALTSTACK, [0, &raw mut stack as usize, 0, 0, 0, 0]) };
     // Flags are an int, with padding behind it.
     stack[1] & SS_ONSTACK != 0
-}
-
-/// The number at an offset from the thread pointer.
-///
-/// # Safety
-///
-/// The offset is within the libc's record of a thread.
-#[inline]
-pub(crate) unsafe fn in_thread(offset: usize) -> u32 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("mov {:e}, dword ptr fs:[{}]", out(reg) value, in(reg) offset, options(nostack, readonly, preserves_flags))
-    };
-    value
 }
 
 /// `getsockopt(SO_PEERCRED)`: pid, uid and gid of the other end; `None` where there is none. Not rustix's, whose pid
@@ -187,7 +118,7 @@ pub(crate) fn is_hung_up(fd: i32) -> bool {
 
 /// The number at an address of the program's, which may lead nowhere.
 pub(crate) fn read_u32(at: *const u32) -> Option<u32> {
-    if at.is_null() || process::is_confined() {
+    if at.is_null() || is_confined() {
         return None;
     }
     let mut value = 0_u32;
@@ -204,7 +135,7 @@ pub(crate) fn read_u32(at: *const u32) -> Option<u32> {
 /// There is room for them at `to`.
 pub(crate) unsafe fn copy_if_there(from: *const u8, to: *mut u8, len: usize) -> bool {
     let mut done = 0;
-    while done < len && !process::is_confined() {
+    while done < len && !is_confined() {
         // SAFETY: the caller's promise.
         match unsafe { read_own_memory(from.wrapping_add(done), to.add(done), len - done) } {
             Ok(read @ 1..) => done += read,
@@ -222,8 +153,7 @@ unsafe fn read_own_memory(from: *const u8, to: *mut u8, len: usize) -> Result<us
     let (local, remote) = ([to as usize, len], [from as usize, len]);
     let args = [raw_pid() as usize, &raw const local as usize, 1, &raw const remote as usize, 1, 0];
     // SAFETY: both are one `struct iovec`, and the local one leads to room for so much.
-    let read = unsafe { syscall(number::PROCESS_VM_READV, args) }.cast_signed();
-    usize::try_from(read).map_err(|_| Errno::from_raw_os_error(-(read as i32)))
+    result_of(unsafe { syscall(number::PROCESS_VM_READV, args) })
 }
 
 /// Whether the kernel can read a path of the program's, which may lead nowhere (faccessat(2)).
@@ -238,48 +168,10 @@ pub(crate) fn is_path_readable(path: *const core::ffi::c_char) -> bool {
     !error(Errno::FAULT) && !error(Errno::NAMETOOLONG)
 }
 
-fn result_of(result: usize) -> Result<usize, Errno> {
+/// What a system call has given, or its error.
+pub(crate) fn result_of(result: usize) -> Result<usize, Errno> {
     let result = result.cast_signed();
     usize::try_from(result).map_err(|_| Errno::from_raw_os_error(-(result as i32)))
-}
-
-/// `clone(2)`: a thread or process with a stack of its own runs `entry(argument)` and ends. Its id, which is in `tid`,
-/// too, before it runs, and is taken away there (and waked, futex(2)) when it has ended, with the flags for that.
-///
-/// # Safety
-///
-/// The stack is large enough and nobody else's, `entry` keeps to what the flags leave it, and `argument` is what it takes.
-#[cfg(target_arch = "x86_64")]
-pub(crate) unsafe fn clone(
-    flags: usize,
-    stack_end: *mut u8,
-    tid: &AtomicU32,
-    entry: unsafe extern "C" fn(*mut c_void),
-    argument: *mut c_void,
-) -> Result<u32, Errno> {
-    let result: usize;
-    // SAFETY: the child goes on with our registers and its own stack, and never comes out of this; the caller's promise.
-    unsafe {
-        asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "xor edi, edi",
-            "mov eax, {exit}",
-            "syscall",
-            "ud2",
-            "2:",
-            exit = const number::EXIT,
-            inlateout("rax") number::CLONE => result,
-            in("rdi") flags, in("rsi") stack_end, in("rdx") tid, in("r10") tid, in("r8") 0,
-            in("r12") argument, in("r13") entry,
-            lateout("rcx") _, lateout("r11") _,
-        );
-    }
-    result_of(result).map(|id| id as u32)
 }
 
 /// Whether a thread of this process is there (tgkill(2) of no signal).
@@ -288,7 +180,13 @@ pub(crate) fn is_thread(tid: u32) -> bool {
     unsafe { syscall(number::TGKILL, [raw_pid() as usize, tid as usize, 0, 0, 0, 0]) == 0 }
 }
 
-/// Waits for a child that [`clone`] has made, of which no signal tells the end (`__WCLONE`, wait4(2)).
+/// Whether this runs under valgrind, which knows few kinds of clone(2).
+pub(crate) fn is_under_valgrind() -> bool {
+    const RUNNING_ON_VALGRIND: usize = 0x1001;
+    valgrind::request([RUNNING_ON_VALGRIND, 0, 0, 0, 0, 0]) != 0
+}
+
+/// Waits for a child that clone(2) has made, of which no signal tells the end (`__WCLONE`, wait4(2)).
 pub(crate) fn wait_for_child(pid: u32) {
     const WCLONE: usize = 0x8000_0000;
     // SAFETY: wants to know nothing of it.
@@ -327,23 +225,6 @@ pub(crate) fn fetch(fd: i32) -> Result<OwnedFd, Errno> {
         let args = [pidfd.as_raw_fd() as usize, fd.cast_unsigned() as usize, 0, 0, 0, 0];
         result_of(syscall(number::PIDFD_GETFD, args)).map(|fd| OwnedFd::from_raw_fd(fd as i32))
     }
-}
-
-/// Whether this runs under valgrind, which knows few kinds of clone(2): its request `RUNNING_ON_VALGRIND`, instructions
-/// that do nothing elsewhere.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn is_under_valgrind() -> bool {
-    let request = [0x1001_usize, 0, 0, 0, 0, 0];
-    let mut result = 0_usize;
-    // SAFETY: turns a register once around, and exchanges one with itself.
-    unsafe {
-        asm!(
-            "rol rdi, 3", "rol rdi, 13", "rol rdi, 61", "rol rdi, 51", "xchg rbx, rbx",
-            inout("rdx") result, in("rax") request.as_ptr(), inout("rdi") 0_usize => _,
-            options(nostack),
-        );
-    }
-    result != 0
 }
 
 /// `getsockopt(SO_PEERCRED)` of a socket that has connected to a listening one: the user who listens.

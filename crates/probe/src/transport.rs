@@ -2,66 +2,39 @@
 //!
 //! By `dgram` and `stream` a frame goes out on one socket; by `shm` into a ring that the server reads.
 
+mod in_use;
 mod limits;
 mod lock;
 mod outbox;
 mod own;
+mod sendmsg;
 mod shared;
 mod socket;
 mod stall;
 mod unfinished;
 
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::life::strict;
-use crate::process::{self, aside, clock, stack};
+use crate::process::losses::Cause;
+use crate::process::{aside, clock, stack};
+use crate::sys::confined::{is_confined, is_strict};
 use crate::sys::params::{self, Complaint, Transport};
 
+pub(crate) use in_use::get as in_use;
+pub(crate) use sendmsg::{MAX_CHUNK, MAX_FRAME_PARTS};
 pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
-pub(crate) use socket::{MAX_CHUNK, chunk, session};
-
-/// Why a frame was not delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Undelivered {
-    /// Nobody listens at the server's path.
-    Absent,
-    /// The server is there and does not read.
-    Stalled,
-    /// There is no room in the ring.
-    Full,
-    /// The program unmapped the bytes before they were copied.
-    Unmapped,
-    /// Another user listens at the server's path.
-    Stranger,
-}
-
-/// The transport that is used, which need not be the one that is asked for: the limits of the program may leave no room for a
-/// ring.
-static IN_USE: AtomicU8 = AtomicU8::new(Transport::Dgram as u8);
-
-#[inline]
-pub(crate) fn in_use() -> Transport {
-    match IN_USE.load(Ordering::Relaxed) {
-        kind if kind == Transport::Shm as u8 => Transport::Shm,
-        kind if kind == Transport::Stream as u8 => Transport::Stream,
-        _ => Transport::Dgram,
-    }
-}
-
-fn set_in_use(transport: Transport) {
-    IN_USE.store(transport as u8, Ordering::Relaxed);
-}
+pub(crate) use socket::{chunk, session};
 
 pub(crate) fn init() -> Result<(), Complaint> {
     aside::init()?;
     let asked_for = params::get().transport;
-    set_in_use(asked_for);
+    in_use::set(asked_for);
     own::set_starting(true);
     if asked_for == Transport::Shm && !shared::init() {
-        set_in_use(Transport::Stream);
+        in_use::set(Transport::Stream);
     }
-    let ready = if in_use() == Transport::Stream { outbox::init() } else { Ok(()) };
-    if in_use() != Transport::Shm {
+    let ready = if in_use::get() == Transport::Stream { outbox::init() } else { Ok(()) };
+    if in_use::get() != Transport::Shm {
         // Now, while nobody sees which number the socket has for a moment. A server that is not there yet is looked for again.
         let _ = socket::reach(clock::now_ns());
     }
@@ -79,15 +52,18 @@ pub(crate) fn stop() {
 pub(crate) fn after_fork() -> Option<u64> {
     aside::after_fork();
     lock::after_fork();
-    unfinished::after_fork();
     stall::end();
     socket::after_fork();
-    if params::get().transport == Transport::Shm { shared::after_fork() } else { None }
+    if params::get().transport != Transport::Shm {
+        return None;
+    }
+    unfinished::after_fork();
+    shared::after_fork()
 }
 
 /// After a fork: a number for the frames of this process, if it has to share its parent's ring with another of its number.
 pub(crate) fn number_apart() -> u64 {
-    if in_use() == Transport::Shm { shared::number_apart() } else { 0 }
+    if in_use::get() == Transport::Shm { shared::number_apart() } else { 0 }
 }
 
 /// Whether a vforked child's number may be another one where the server is.
@@ -123,24 +99,24 @@ pub(crate) fn reaches_guests() -> bool {
 
 /// Whether the process has a way to the server that stays, should it be unable to connect from here on.
 pub(crate) fn keeps_connection() -> bool {
-    in_use() == Transport::Shm || socket::OWN.if_there().is_some()
+    in_use::get() == Transport::Shm || socket::OWN.if_there().is_some()
 }
 
 /// Whether a forked child has a way to the server: the ring, its parent's socket of datagrams, or a stream of its own.
 pub(crate) fn reaches_children() -> bool {
-    match in_use() {
+    match in_use::get() {
         Transport::Shm => true,
         Transport::Dgram if socket::OWN.if_there().is_some() => true,
-        _ => !process::is_confined() && socket::is_within_reach(),
+        _ => !is_confined() && socket::is_within_reach(),
     }
 }
 
 /// The program's limits may have changed: a ring that they leave no room for is given back, for a smaller one or none.
 pub(crate) fn fit_limits() {
-    if in_use() != Transport::Shm || shared::fit_limits() {
+    if in_use::get() != Transport::Shm || shared::fit_limits() {
         return;
     }
-    set_in_use(Transport::Stream);
+    in_use::set(Transport::Stream);
     if outbox::init().is_ok() {
         let _ = socket::reach(clock::now_ns());
     }
@@ -155,22 +131,22 @@ pub(crate) enum Link {
 /// Makes sure of the server; an error if it is not to be had now. `now_ns` paces the tries, so that an absent server
 /// costs one system call in a while.
 #[inline]
-pub(crate) fn reach(now_ns: u64) -> Result<Link, Undelivered> {
-    if in_use() == Transport::Shm {
+pub(crate) fn reach(now_ns: u64) -> Result<Link, Cause> {
+    if in_use::get() == Transport::Shm {
         shared::look_after(now_ns);
         return Ok(Link::Ring);
     }
-    if strict::is_in_force() {
-        return Err(Undelivered::Absent);
+    if is_strict() {
+        return Err(Cause::Absent);
     }
     socket::reach(now_ns).map(Link::Socket)
 }
 
 /// Sends one frame, whole or not at all.
 #[inline]
-pub(crate) fn send(link: &Link, frame: &[&[u8]], from: Writing, now_ns: u64) -> Result<(), Undelivered> {
+pub(crate) fn send(link: &Link, frame: &[&[u8]], from: Writing, now_ns: u64) -> Result<(), Cause> {
     match link {
-        Link::Ring => shared::ring().map_or(Err(Undelivered::Absent), |ring| ring.put(frame, from)),
+        Link::Ring => shared::ring().map_or(Err(Cause::Absent), |ring| ring.put(frame, from)),
         Link::Socket(socket) => socket::send(*socket, frame, now_ns),
     }
 }
@@ -197,7 +173,7 @@ pub(crate) fn distrust() {
 /// Whether not every call's descriptor is, or was, looked at.
 #[inline]
 pub(crate) fn may_mistake() -> bool {
-    in_use() == Transport::Shm
+    in_use::get() == Transport::Shm
 }
 
 /// Whether a descriptor is ours and not the program's, for which it is closed.

@@ -17,7 +17,7 @@ mod reader;
 mod writer;
 
 pub use map::{Untrusted, create, map, unmap};
-pub use memory::{Memory, Words, numbers};
+pub use memory::{Memory, Pair, Words, numbers};
 pub use reader::{Reader, Step};
 pub use writer::{Full, Record, Writer};
 

@@ -6,19 +6,23 @@ use super::{HEADER_LEN, PAGE_LEN, RING_MAGIC, is_ring_len};
 
 /// A pair of words that change together.
 #[repr(C, align(16))]
-#[derive(Debug)]
-pub(super) struct Pair(pub(super) [AtomicU64; 2]);
+#[derive(Debug, Default)]
+pub struct Pair(pub(super) [AtomicU64; 2]);
 
 impl Pair {
     /// Both words, which need not be of the same moment: an exchange says whether they were.
     #[inline]
-    pub(super) fn read(&self) -> [u64; 2] {
+    pub fn read(&self) -> [u64; 2] {
         [self.0[0].load(Ordering::Acquire), self.0[1].load(Ordering::Acquire)]
     }
 
-    /// Writes `new` if `old` is there; otherwise what is there instead.
+    /// Writes `new` if `old` is there.
+    ///
+    /// # Errors
+    ///
+    /// What is there instead.
     #[inline]
-    pub(super) fn exchange(&self, old: [u64; 2], new: [u64; 2]) -> Result<(), [u64; 2]> {
+    pub fn exchange(&self, old: [u64; 2], new: [u64; 2]) -> Result<(), [u64; 2]> {
         let found = exchange(self, old, new);
         if found == old { Ok(()) } else { Err(found) }
     }
@@ -106,6 +110,21 @@ impl Words {
     /// Up to where everything was read and is on record.
     pub fn head_position(&self) -> u64 {
         self.head.load(Ordering::Acquire)
+    }
+
+    /// Notes events that were lost at a time, and their bytes, for the reader to tell should the writers not come to it.
+    pub fn note_losses(&self, events: u64, bytes: u64, ts_ns: u64) {
+        self.lost_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let _ = self.lost_since.compare_exchange(0, ts_ns, Ordering::Relaxed, Ordering::Relaxed);
+        self.lost_until.store(ts_ns, Ordering::Relaxed);
+        self.lost_events.fetch_add(events, Ordering::Release);
+    }
+
+    /// A frame has told of these.
+    pub fn told_losses(&self, events: u64, bytes: u64) {
+        self.lost_events.fetch_sub(events, Ordering::Relaxed);
+        self.lost_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.lost_since.store(0, Ordering::Relaxed);
     }
 }
 

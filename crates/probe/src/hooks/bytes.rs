@@ -4,7 +4,7 @@ use core::ffi::{CStr, c_int, c_long, c_uint, c_void};
 
 use gttr::Direction::{In, Out};
 
-use super::hooks;
+use super::entry::hooks;
 use super::messages::receive;
 use crate::observe::capture::{Buffers, Call, Details, IoVec, Message, Peer, Source};
 

@@ -2,9 +2,9 @@
 
 use core::ffi::{CStr, c_int, c_uint, c_ulong};
 
-use super::hooks;
-use crate::observe::calls;
-use crate::start::control;
+use super::entry::hooks;
+use crate::observe::{calls, records};
+use crate::sys::libc::{errno, set_errno};
 use crate::table::descriptors::Slot;
 use crate::transport;
 
@@ -25,7 +25,7 @@ hooks! {
         }
         let slot = calls::before_close(fd);
         let result = libc(fd);
-        calls::ended(slot, fd, "close");
+        records::ended(slot, fd, "close");
         result
     }
 
@@ -87,10 +87,10 @@ hooks! {
         let from = first.max(0).cast_unsigned();
         // Before close_range's own hook tells of it.
         calls::closed_range(from, c_uint::MAX, "closefrom");
-        let errno = control::errno();
+        let errno = errno();
         // Where there is no close_range(2), Linux before 5.9, ours go with the others.
         if transport::around_own(from, c_uint::MAX, |first, last| super::close_range::<0>(first, last, 0)) != 0 {
-            control::set_errno(errno);
+            set_errno(errno);
             libc(first);
         }
     }
@@ -101,7 +101,7 @@ fn finish_dup(slot: Slot, from: c_int, to: c_int, result: c_int, how: &'static s
     if result < 0 {
         calls::restore(slot, to);
     } else {
-        calls::ended(slot, to, how);
+        records::ended(slot, to, how);
         calls::duplicated(from, result);
     }
 }

@@ -17,7 +17,11 @@ macro_rules! export {
             #![allow(non_upper_case_globals, reason = "named like the functions")]
             use core::sync::atomic::AtomicPtr;
             use core::ffi::c_void;
-            $(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(super::unresolved::$name as *const c_void as *mut c_void);)+
+            use $crate::patch::hook::Slot;
+            $(pub(super) static $name: Slot = Slot {
+                to: AtomicPtr::new(super::unresolved::$name as *const c_void as *mut c_void),
+                table: &super::TABLE,
+            };)+
         }
 
         #[cfg(feature = "standalone")]
@@ -62,12 +66,10 @@ pub(super) use slot;
 mod resolving {
     use core::arch::naked_asm;
     use core::ffi::c_void;
-    use core::sync::atomic::{AtomicPtr, Ordering};
+    use core::sync::atomic::Ordering;
 
-    use crate::hooks::{self, Hook};
-    use crate::start::control;
-    use crate::start::install;
-    use crate::sys::library;
+    use crate::patch::hook::{Hook, Slot};
+    use crate::sys::{libc, library};
 
     /// Goes to what a slot is to lead to. r11 is the slot; whatever else may hold an argument is kept.
     #[unsafe(naked)]
@@ -126,21 +128,21 @@ mod resolving {
     }
 
     /// For a call that comes before the probe's constructor, or of a function that there was none of then.
-    unsafe extern "C" fn destination(slot: &'static AtomicPtr<c_void>, caller: usize) -> *const c_void {
+    unsafe extern "C" fn destination(slot: &'static Slot, caller: usize) -> *const c_void {
         let is_its = |hook: &&Hook| hook.slot.is_some_and(|of_hook| core::ptr::eq(of_hook, slot));
-        let Some(hook) = hooks::all().find(is_its) else { return control::missing() };
+        let Some(hook) = slot.table.iter().find(is_its) else { return libc::missing() };
         settle(hook).unwrap_or_else(|| of_a_later_library(hook, caller))
     }
 
     /// Decides for good where the exported function of a hook's leads, if there is a function of that name behind it.
     pub(crate) fn settle(hook: &Hook) -> Option<*const c_void> {
-        let next = control::next_symbol(hook.name);
+        let next = libc::next_symbol(hook.name);
         if next.is_null() {
             return None;
         }
-        let destination = if install::is_libcs(next as usize) { hook.replacements[0] } else { next.cast_const() };
+        let destination = if library::is_libcs(next as usize) { hook.replacements[0] } else { next.cast_const() };
         if let Some(slot) = hook.slot {
-            slot.store(destination.cast_mut(), Ordering::Relaxed);
+            slot.to.store(destination.cast_mut(), Ordering::Relaxed);
         }
         Some(destination)
     }
@@ -158,6 +160,6 @@ mod resolving {
             }
             found.is_some()
         });
-        found.unwrap_or_else(control::missing)
+        found.unwrap_or_else(libc::missing)
     }
 }

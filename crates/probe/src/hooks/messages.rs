@@ -2,12 +2,12 @@
 
 use core::ffi::{CStr, c_int, c_uint, c_void};
 
-use super::hooks;
+use super::entry::hooks;
 use crate::observe::ancillary::Ancillary;
 use crate::observe::capture::{Buffers, Call, Details, IoVec, Message, Peer, Truncated};
 use crate::process::stack;
-use crate::start::control;
 use crate::sys;
+use crate::sys::libc::{errno, set_errno};
 
 /// Flags of recv(2).
 const MSG_OOB: c_int = 0x1;
@@ -168,11 +168,11 @@ pub(super) unsafe fn receive(call: &Call, only: IoVec, flags: c_int, plain: impl
         control_len: 0,
         flags: 0,
     };
-    let errno = control::errno();
+    let before = errno();
     // SAFETY: the program's buffers, as it gave them; the header is ours.
     let result = unsafe { libc_recvmsg(call.fd(), &raw mut message, flags) };
-    if result < 0 && control::errno() == ENOTSOCK {
-        control::set_errno(errno);
+    if result < 0 && errno() == ENOTSOCK {
+        set_errno(before);
         return plain();
     }
     if result >= 0 {
@@ -265,7 +265,7 @@ unsafe fn report_received(
 /// libc's own recvmsg(2).
 unsafe fn libc_recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize {
     type Function = unsafe extern "C-unwind" fn(c_int, *mut MessageHeader, c_int) -> isize;
-    let address = super::libc_function(&libc_functions::recvmsg.call[0], c"recvmsg");
+    let address = super::entry::libc_function(&libc_functions::recvmsg.call[0], c"recvmsg");
     // SAFETY: the address is libc's function of this name, whose signature this is.
     unsafe { core::mem::transmute::<*mut c_void, Function>(address)(fd, message, flags) }
 }

@@ -2,12 +2,12 @@
 
 use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 
-use super::hooks;
+use super::entry::hooks;
 use crate::life::exec::{self, Call};
 use crate::life::strict;
-use crate::observe::calls;
+use crate::observe::{calls, notices};
 use crate::process::{self, clock, guest};
-use crate::start::control;
+use crate::sys::libc::own_environment;
 use crate::transport;
 
 /// The result of a function that has none.
@@ -90,7 +90,7 @@ hooks! {
     fn execv(path: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
             Some(envp) => super::execve::<0>(path, argv, envp),
-            None => execute(&Call::on_the_way("execv", path, false), exec::own_environment(), |_| libc(path, argv)),
+            None => execute(&Call::on_the_way("execv", path, false), own_environment(), |_| libc(path, argv)),
         }
     }
 
@@ -98,13 +98,13 @@ hooks! {
     fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int |libc| {
         match exec::own_environment_to_change() {
             Some(envp) => super::execvpe::<0>(file, argv, envp),
-            None => execute(&Call::on_the_way("execvp", file, true), exec::own_environment(), |_| libc(file, argv)),
+            None => execute(&Call::on_the_way("execvp", file, true), own_environment(), |_| libc(file, argv)),
         }
     }
 
     /// The program ends. exit(3) comes here too, in the end.
     fn _exit(status: c_int) -> Nothing |libc| {
-        control::say_exit(status);
+        notices::say_exit(status);
         transport::leave();
         libc(status)
     }

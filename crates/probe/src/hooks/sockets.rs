@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_int, c_uint, c_void};
 
-use super::hooks;
+use super::entry::hooks;
 use crate::observe::{calls, failures};
 
 hooks! {

@@ -2,11 +2,15 @@
 
 use core::ffi::{c_int, c_long, c_ulong, c_void};
 
-use super::{Functions, Hook, Syscall, dispatch, export, libc_function, number, slot};
+use super::entry::{Registers, Syscall, libc_function};
+use super::export::{export, slot};
+use super::{bytes, descriptors, messages, programs, sockets};
+use crate::arch::number;
 use crate::life::{exec, strict};
-use crate::observe::calls;
-use crate::process::{self, guest};
-use crate::start::control;
+use crate::observe::{calls, notices};
+use crate::patch::hook::{Functions, Hook};
+use crate::process::guest;
+use crate::sys::confined::set_confined;
 use crate::transport;
 
 static FUNCTIONS: Functions = Functions::new();
@@ -46,6 +50,13 @@ unsafe extern "C-unwind" fn syscall<const N: usize>(
     }
 }
 
+/// Makes the system call that has a hook as the hook of that call would; `None` for one that has none.
+unsafe fn dispatch(libc: Syscall, number: c_long, registers: &Registers) -> Option<c_long> {
+    let tables = [sockets::dispatch, messages::dispatch, bytes::dispatch, descriptors::dispatch, programs::dispatch];
+    // SAFETY: the caller's promise: registers as the program gave them for this number.
+    tables.into_iter().find_map(|dispatch| unsafe { dispatch(libc, number, registers) })
+}
+
 /// A call that no hook is for. Apart, because what it may have to do would widen the frame of all calls.
 #[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "those of syscall(2)")]
@@ -62,7 +73,7 @@ unsafe fn other(
     // SAFETY: called as the program called it.
     unsafe {
         if number == number::EXIT_GROUP {
-            control::say_exit(a as c_int);
+            notices::say_exit(a as c_int);
             transport::leave();
         }
         // Whatever it makes may share our memory.
@@ -86,7 +97,7 @@ unsafe fn other(
         }
         // seccomp(2) has no function of its own in libc.
         if result >= 0 && number == number::SECCOMP {
-            process::set_confined();
+            set_confined();
         }
         result
     }

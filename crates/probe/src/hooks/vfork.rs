@@ -6,10 +6,11 @@
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 
-use super::{DEFINITIONS, Functions, Hook, export, slot};
+use super::export::{export, slot};
 use crate::life::exec;
+use crate::patch::hook::{DEFINITIONS, Functions, Hook};
 use crate::process::{self, guest, stack};
-use crate::start::control;
+use crate::sys::libc::set_errno;
 use crate::sys::raw_pid;
 use crate::transport;
 
@@ -59,7 +60,7 @@ extern "C" fn returned(result: c_int) -> c_int {
             exec::give_back();
         }
         error @ ..0 => {
-            control::set_errno(-error);
+            set_errno(-error);
             return -1;
         }
         _ => {}

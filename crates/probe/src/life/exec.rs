@@ -18,11 +18,12 @@ use crate::emit::{Event, emit};
 use crate::observe::failures;
 use crate::process::clock::now_ns;
 use crate::process::{self, stack};
-use crate::start::control;
+use crate::sys::confined::is_confined;
+use crate::sys::libc::{errno, own_environment, set_errno};
+use crate::sys::text::Text;
 use crate::sys::{self, params};
 use crate::table::descriptors;
-use crate::table::name::Text;
-use crate::transport;
+use crate::{patch, transport};
 use program::{FRONT_LEN, Found};
 use room::Room;
 
@@ -91,7 +92,7 @@ fn probe_path() -> Option<&'static CStr> {
 /// the program's standard error, of one that it does not find; so it has to be there as the new program will see it, from
 /// its root directory (chroot(2)), in its mount namespace, and as its user.
 fn is_there(probe: &CStr) -> bool {
-    if process::is_confined() {
+    if is_confined() {
         return WAS_THERE.load(Ordering::Relaxed) && !transport::is_stopped();
     }
     // SAFETY: set by `follow` before the path of the probe.
@@ -107,7 +108,7 @@ fn is_there(probe: &CStr) -> bool {
 /// The process has another root directory (chroot(2)), or other mounts (setns(2)). Where nobody can be asked whether the
 /// probe is there as well, it is taken not to be: the dynamic linker would complain.
 pub(crate) fn root_changed() {
-    if process::is_confined() {
+    if is_confined() {
         WAS_THERE.store(false, Ordering::Relaxed);
     }
 }
@@ -119,7 +120,7 @@ fn identity(path: &CStr) -> Option<[u64; 4]> {
 
 /// A filter is about to be set, behind which nobody can be asked any more.
 pub(crate) fn before_filter() {
-    if process::is_started() && !process::is_confined() {
+    if process::is_started() && !is_confined() {
         room::keep_one();
     }
     if let Some(probe) = probe_path() {
@@ -227,7 +228,7 @@ impl<'a> Call<'a> {
     ///
     /// As of `of_path`.
     pub(crate) unsafe fn on_the_way(name: &'static str, file: *const c_char, searches: bool) -> Self {
-        if control::is_libc_patched() {
+        if patch::is_any() {
             return Self { name, target: None, is_path: false, is_spawn: false };
         }
         // SAFETY: the caller's promise.
@@ -240,7 +241,7 @@ impl<'a> Call<'a> {
     fn errno(&self, result: c_int) -> c_int {
         match (self.is_spawn, result) {
             (true, _) => result,
-            (false, -1) => control::errno(),
+            (false, -1) => errno(),
             (false, _) => 0,
         }
     }
@@ -248,7 +249,7 @@ impl<'a> Call<'a> {
 
 /// A path of the program's that is there to be read: the kernel has read it. `None` where it has not.
 unsafe fn readable_path<'a>(path: *const c_char) -> Option<&'a CStr> {
-    if path.is_null() || leads_nowhere(path) || (!process::is_confined() && !sys::is_path_readable(path)) {
+    if path.is_null() || leads_nowhere(path) || (!is_confined() && !sys::is_path_readable(path)) {
         return None;
     }
     // SAFETY: the caller's promise, and not a wild guess.
@@ -340,7 +341,7 @@ unsafe fn prepare(call: &Call<'_>, envp: *const *const c_char) -> Plan {
     let (array, rest) = room.bytes().split_at_mut(array_len);
     let (value, buffer) = rest.split_at_mut(value_len);
     let found = match &call.target {
-        Some(target) if call.is_path && !process::is_confined() && (!call.is_spawn || is_single_threaded()) => {
+        Some(target) if call.is_path && !is_confined() && (!call.is_spawn || is_single_threaded()) => {
             program::look(target, &mut buffer[..FRONT_LEN])
         }
         _ => Found::Program(None),
@@ -461,7 +462,7 @@ fn tell(call: &Call<'_>, why: Option<&str>, buffer: &mut [u8]) {
     transport::before_last();
     let mut path = target.path.to_bytes();
     let (of_path, of_values) = buffer.split_at_mut(buffer.len().min(MAX_PROGRAM_LEN));
-    if path.is_empty() && !process::is_confined() {
+    if path.is_empty() && !is_confined() {
         let mut link = Text::<32>::new();
         let _ = write!(link, "/proc/self/fd/{}", target.directory);
         let len = link.as_c_str().map_or(0, |link| readlinkat_raw(CWD, link, &mut *of_path).unwrap_or(0));
@@ -490,7 +491,7 @@ fn tell_failure(call: &Call<'_>, errno: c_int) {
         failures::of_exec(call.name, target.path.to_bytes(), errno);
     }
     if !call.is_spawn {
-        control::set_errno(errno);
+        set_errno(errno);
     }
 }
 
@@ -501,14 +502,6 @@ pub(crate) fn own_environment_to_change() -> Option<*const *const c_char> {
     // SAFETY: libc's `environ`, which the program may execute others with.
     let has_probe = unsafe { survey(envp) }.names(probe);
     (has_probe != is_there(probe)).then_some(envp)
-}
-
-#[cfg(feature = "standalone")]
-pub(crate) use crate::sys::libc::own_environment;
-
-#[cfg(not(feature = "standalone"))]
-pub(crate) fn own_environment() -> *const *const c_char {
-    core::ptr::null()
 }
 
 #[cfg(test)]

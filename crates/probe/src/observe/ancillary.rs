@@ -9,9 +9,11 @@ use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 
 use crate::observe::{calls, scan};
-use crate::process::{self, stack};
+use crate::process::stack;
+use crate::sys::confined::is_confined;
+use crate::sys::text::Text;
 use crate::table::descriptors::{self, Slot};
-use crate::table::name::{SocketPath, Text};
+use crate::table::name::SocketPath;
 
 const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;
@@ -64,7 +66,7 @@ impl Ancillary {
     ///
     /// The kernel has just written it for the program.
     pub(crate) unsafe fn arrive(&self, over: i32) {
-        if self.is_empty() || !process::owns_descriptors() {
+        if self.is_empty() || !descriptors::owns_descriptors() {
             return;
         }
         // SAFETY: the caller's promise.
@@ -135,7 +137,7 @@ fn number(bytes: &[u8]) -> i32 {
 #[inline(never)]
 fn what(fd: i32) -> Text<MAX_WHAT_LEN> {
     let mut text = Text::new();
-    if fd < 0 || process::is_confined() {
+    if fd < 0 || is_confined() {
         return text;
     }
     // SAFETY: not -1; a closed one only makes the questions fail.

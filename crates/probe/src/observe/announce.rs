@@ -3,8 +3,7 @@
 use gttr::{Ext, FrameType};
 
 use crate::emit::{Event, emit_sized};
-use crate::observe::peer::Peer;
-use crate::start::control::EXE_EXT_LEN;
+use crate::observe::peer::{EXE_EXT_LEN, Peer};
 use crate::table::connection::{Connection, Description, SOCK_DGRAM};
 use crate::transport;
 

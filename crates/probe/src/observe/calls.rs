@@ -5,17 +5,16 @@
 use core::ffi::c_void;
 use core::sync::atomic::Ordering;
 
-use gttr::{Ext, FrameType};
-use rustix::fd::BorrowedFd;
-
-use crate::emit::{Event, emit};
-use crate::observe::{announce, scan};
+use crate::observe::records::{
+    Change, VANISHED, catch_up, ended, inode, install, move_descriptors, redescribe, report_close, report_listening,
+};
+use crate::observe::{announce, notices, scan};
 use crate::process::clock::now_ns;
 use crate::process::{self, stack};
-use crate::start::control;
 use crate::sys::address::{AF_UNIX, Address};
+use crate::sys::confined::{is_confined, set_confined};
 use crate::sys::params;
-use crate::table::connection::{self, Connection, Description, Handle, Kind, New, SOCK_DGRAM};
+use crate::table::connection::{self, Connection, Handle, Kind, New, SOCK_DGRAM};
 use crate::table::descriptors::{self, Slot};
 use crate::table::name::SocketPath;
 use crate::transport;
@@ -23,140 +22,9 @@ use crate::transport;
 /// The type's bits in socket(2)'s second argument; the others are flags.
 const SOCK_TYPE_MASK: i32 = 0xf;
 
-fn inode(fd: i32) -> u64 {
-    if process::is_confined() {
-        return 0;
-    }
-    // SAFETY: a call has just returned this number as an open descriptor.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino)
-}
-
-/// A descriptor has come into being under this number: whatever had it before was closed behind libc's back.
-fn install(fd: i32, slot: Slot) {
-    let before = descriptors::replace(fd, slot);
-    ended(before, fd, VANISHED);
-}
-
-/// A descriptor led to `slot` and does no more; the connection's end is reported with its last one.
-pub(crate) fn ended(slot: Slot, fd: i32, how: &str) {
-    let Some(connection) = slot.connection() else { return };
-    if how == VANISHED {
-        transport::distrust();
-    }
-    if connection.remove_descriptor() && connection.kind() == Kind::Open {
-        stack::on_own(|| report_close(connection, fd, how));
-    }
-}
-
-fn report_close(connection: &Connection, fd: i32, how: &str) {
-    // An end that nobody heard the beginning of says nothing.
-    if connection.is_announced_in(0) {
-        return;
-    }
-    // What was taken for its bytes since the last look may have been another's.
-    let doubt = [Ext::LostSince(connection.description().since_ns.max(descriptors::checked_ns(fd)))];
-    let event = Event {
-        fd,
-        conn: [connection.description().id.as_bytes(), b"|", how.as_bytes()],
-        values: if how == VANISHED && transport::may_mistake() { &doubt } else { &[] },
-        ..Event::new(FrameType::Close, now_ns())
-    };
-    emit(&event, &[]);
-}
-
-/// How a connection ended that was closed behind libc's back.
-pub(crate) const VANISHED: &str = "vanished";
-
-/// Reports that a socket can be reached at its path.
-pub(crate) fn report_listening(connection: &Connection, ts_ns: u64) {
-    let description = connection.description();
-    let values = [Ext::SocketType(description.socket_type as u8), Ext::Inode(description.inode)];
-    let event = Event {
-        fd: description.fd,
-        path: description.path.as_bytes(),
-        conn: [description.how.as_bytes(), b"", b""],
-        // An inode number that is not known, under a seccomp filter, is left out.
-        values: &values[..if description.inode == 0 { 1 } else { 2 }],
-        ..Event::new(FrameType::Listen, ts_ns)
-    };
-    if emit(&event, &[]) {
-        connection.set_announced_in(transport::session());
-    }
-}
-
-/// A socket's new description.
-pub(crate) struct Change<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) how: &'static str,
-    pub(crate) wanted: bool,
-    pub(crate) path: &'a [u8],
-    pub(crate) ts_ns: u64,
-}
-
-/// Gives a socket a new description: a new record, for every descriptor that leads to the old one. Should another
-/// thread do the same, it is done after that.
-pub(crate) fn redescribe(old: Handle, fd: i32, change: &Change<'_>) -> Option<Handle> {
-    /// Each further turn takes another thread that changes the same socket at the same time.
-    const TURNS: usize = 16;
-    let mut before = old;
-    for _ in 0..TURNS {
-        match succeed(before, fd, change)? {
-            Ok(new) => return Some(new),
-            Err(other) => before = other,
-        }
-    }
-    None
-}
-
-/// The same, unless another thread has just done so: the record that it made.
-pub(crate) fn succeed(old: Handle, fd: i32, change: &Change<'_>) -> Option<Result<Handle, Handle>> {
-    let before = old.get()?;
-    let Description { inode, socket_type, mate, .. } = *before.description();
-    let Change { kind, how, wanted, path, ts_ns } = *change;
-    let new = connection::allocate(&New { kind, inode, socket_type, mate, fd, how, wanted, path, ts_ns })?;
-    let result = before.succeed_by(new).map(|()| new);
-    // Whoever was first may not have come to it yet.
-    let (Ok(place) | Err(place)) = result;
-    move_descriptors(old, Slot::Traced(place), fd);
-    // `allocate` counted the descriptor that it was made for; `move_descriptors` counts those that it moves.
-    new.get()?.remove_descriptor();
-    Some(result)
-}
-
-/// A descriptor was made to lead to `slot`, whose record another thread may have replaced at the same time, when it did
-/// not see this descriptor.
-pub(crate) fn catch_up(fd: i32, slot: Slot) {
-    let Slot::Traced(mut handle) = slot else { return };
-    while let Some(next) = handle.get().and_then(Connection::successor) {
-        move_descriptors(handle, Slot::Traced(next), fd);
-        handle = next;
-    }
-}
-
-/// Makes every descriptor that leads to `old` lead to `new`.
-fn move_descriptors(old: Handle, new: Slot, fd: i32) {
-    let Some(before) = old.get() else { return };
-    let fds = if before.has_other_descriptors() { (0, descriptors::LAST) } else { (fd, fd) };
-    descriptors::for_each_known(fds.0, fds.1, |fd, slot| {
-        if slot != Slot::Traced(old) {
-            return;
-        }
-        // Counted first: the new record must not look free in between.
-        if let Some(connection) = new.connection() {
-            connection.add_descriptor();
-        }
-        let moved = descriptors::replace_if(fd, Slot::Traced(old), new);
-        let left = if moved { Some(before) } else { new.connection() };
-        if let Some(left) = left {
-            left.remove_descriptor();
-        }
-    });
-}
-
 /// socket(2).
 pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
-    if fd < 0 || !process::owns_descriptors() || scan::is_beyond_table(fd) {
+    if fd < 0 || !descriptors::owns_descriptors() || scan::is_beyond_table(fd) {
         return;
     }
     if domain != i32::from(AF_UNIX) {
@@ -167,7 +35,7 @@ pub(crate) fn socket(fd: i32, domain: i32, socket_type: i32) {
 
 /// socketpair(2). Open from the start, but announced with its first bytes: most pairs are a program's own plumbing.
 pub(crate) fn socketpair(pair: [i32; 2], domain: i32, socket_type: i32) {
-    if domain != i32::from(AF_UNIX) || !process::owns_descriptors() {
+    if domain != i32::from(AF_UNIX) || !descriptors::owns_descriptors() {
         return;
     }
     stack::on_own(|| {
@@ -211,7 +79,7 @@ fn known(fd: i32) -> Option<Handle> {
 
 /// bind(2).
 pub(crate) fn bind(result: i32, fd: i32, address: *const c_void, len: usize) {
-    if result == 0 && process::owns_descriptors() {
+    if result == 0 && descriptors::owns_descriptors() {
         stack::on_own(|| bound(fd, address, len));
     }
 }
@@ -252,7 +120,7 @@ fn bound(fd: i32, address: *const c_void, len: usize) {
 
 /// listen(2), which programs also call again to change the backlog.
 pub(crate) fn listen(result: i32, fd: i32) {
-    if result == 0 && process::owns_descriptors() {
+    if result == 0 && descriptors::owns_descriptors() {
         stack::on_own(|| listening(fd));
     }
 }
@@ -277,7 +145,7 @@ fn listening(fd: i32) {
 
 /// connect(2).
 pub(crate) fn connect(result: i32, fd: i32, address: *const c_void, len: usize) {
-    if result == 0 && process::owns_descriptors() {
+    if result == 0 && descriptors::owns_descriptors() {
         stack::on_own(|| connected(fd, address, len));
     }
 }
@@ -314,7 +182,7 @@ fn connected(fd: i32, address: *const c_void, len: usize) {
 
 /// accept(2) and accept4(2).
 pub(crate) fn accept(fd: i32, listener: i32, how: &'static str) {
-    if fd >= 0 && process::owns_descriptors() && !scan::is_beyond_table(fd) {
+    if fd >= 0 && descriptors::owns_descriptors() && !scan::is_beyond_table(fd) {
         stack::on_own(|| accepted(fd, listener, how));
     }
 }
@@ -348,7 +216,7 @@ fn accepted(fd: i32, listener: i32, how: &'static str) {
 /// call is done, even before it returns here.
 pub(crate) fn before_close(fd: i32) -> Slot {
     let slot = descriptors::get(fd);
-    if slot == Slot::Unknown || matches!(slot, Slot::Traced(_)) && !process::owns_descriptors() {
+    if slot == Slot::Unknown || matches!(slot, Slot::Traced(_)) && !descriptors::owns_descriptors() {
         return Slot::Unknown;
     }
     // One beyond the table is `Other`, and stays so.
@@ -385,14 +253,14 @@ pub(crate) fn restore(slot: Slot, fd: i32) {
     }
     // Another thread may have closed it meanwhile, whose close found nothing in the table.
     let is_gone = slot.connection().is_some_and(|connection| inode(fd) != connection.description().inode);
-    if is_gone && !process::is_confined() && descriptors::replace_if(fd, slot, Slot::Unknown) {
+    if is_gone && !is_confined() && descriptors::replace_if(fd, slot, Slot::Unknown) {
         ended(slot, fd, "close");
     }
 }
 
 /// dup(2), dup2(2), dup3(2) and fcntl(2) with F_DUPFD: `to` is now what `from` is.
 pub(crate) fn duplicated(from: i32, to: i32) {
-    if to < 0 || from == to || !process::owns_descriptors() {
+    if to < 0 || from == to || !descriptors::owns_descriptors() {
         return;
     }
     let slot = match descriptors::get(from) {
@@ -435,7 +303,7 @@ fn shut(fd: i32, which: i32) {
 
 /// close_range(2) and closefrom(3): every traced descriptor of the range is closed.
 pub(crate) fn closed_range(first: u32, last: u32, how: &str) {
-    if !process::owns_descriptors() {
+    if !descriptors::owns_descriptors() {
         return;
     }
     // At most LAST, which is an i32.
@@ -460,7 +328,7 @@ pub(crate) fn arrived(fd: i32, slot: Slot) {
 
 /// pidfd_getfd(2): a descriptor that was another process's.
 pub(crate) fn fetched(fd: i32) {
-    if fd >= 0 && process::owns_descriptors() && !scan::is_beyond_table(fd) {
+    if fd >= 0 && descriptors::owns_descriptors() && !scan::is_beyond_table(fd) {
         install(fd, Slot::Arrived);
         stack::on_own(|| scan::join(fd));
     }
@@ -472,7 +340,7 @@ pub(crate) const PR_SET_SECCOMP: i32 = 22;
 /// The program is about to put itself under a seccomp filter, under which the kernel may not be asked any more: asks now
 /// what the descriptors are that have come in messages and were not used yet.
 pub(crate) fn before_filter() {
-    if process::is_confined() || !process::owns_descriptors() {
+    if is_confined() || !descriptors::owns_descriptors() {
         return;
     }
     say_if_mute("it asks for a seccomp(2) filter, under which no connection to the collector can be made");
@@ -489,7 +357,7 @@ pub(crate) fn before_filter() {
 
 /// The program is about to get another root directory, from which the collector may be out of reach.
 pub(crate) fn before_another_root() {
-    if !process::is_confined() && process::owns_descriptors() {
+    if !is_confined() && descriptors::owns_descriptors() {
         say_if_mute("it asks for another root directory, from which no connection to the collector may be made");
     }
 }
@@ -497,21 +365,21 @@ pub(crate) fn before_another_root() {
 /// Says that nothing more may come of this process, if it has no connection that it keeps.
 fn say_if_mute(why: &str) {
     if !transport::keeps_connection() {
-        stack::on_own(|| control::say_mute(why));
+        stack::on_own(|| notices::say_mute(why));
     }
 }
 
 /// The program is about to be forked: says of a child that cannot reach the collector that nothing will come of it.
 pub(crate) fn before_fork() {
-    if !process::is_started() || !process::owns_descriptors() || transport::reaches_children() {
+    if !process::is_started() || !descriptors::owns_descriptors() || transport::reaches_children() {
         return;
     }
-    stack::on_own(|| control::say_mute("it forks a child, which cannot connect to the collector"));
+    stack::on_own(|| notices::say_mute("it forks a child, which cannot connect to the collector"));
 }
 
 /// The program has set limits, perhaps its own.
 pub(crate) fn limits_changed() {
-    if process::owns_descriptors() && !process::is_confined() {
+    if descriptors::owns_descriptors() && !is_confined() {
         stack::on_own(transport::fit_limits);
     }
 }
@@ -519,6 +387,6 @@ pub(crate) fn limits_changed() {
 /// prctl(2): notes that a filter is in force.
 pub(crate) fn prctl(result: i32, operation: i32) {
     if result == 0 && operation == PR_SET_SECCOMP {
-        process::set_confined();
+        set_confined();
     }
 }

@@ -1,6 +1,7 @@
 //! From a call's result to the bytes it moved: on which connection, which of them, and the events that say so.
 
 mod buffers;
+mod call;
 mod fast;
 mod file;
 
@@ -9,14 +10,16 @@ use core::ffi::c_void;
 use gttr::{Direction, Ext, ExtWriter, FrameType};
 use rustix::fd::BorrowedFd;
 
-use crate::emit::{Cause, Event, MAX_PARTS, count_loss, emit};
+use crate::emit::{Event, MAX_PARTS, count_loss, emit};
 use crate::observe::ancillary::Ancillary;
 use crate::observe::announce::announce;
-use crate::observe::calls::{self, Change, VANISHED};
+use crate::observe::records::{self, Change, VANISHED};
 use crate::observe::{failures, scan};
 use crate::process::clock::{self, monotonic_ns};
-use crate::process::{self, stack};
+use crate::process::losses::Cause;
+use crate::process::stack;
 use crate::sys::address::Address;
+use crate::sys::confined::is_confined;
 use crate::sys::scratch::Scratch;
 use crate::sys::{self, params};
 use crate::table::connection::{Connection, Handle, Kind, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM};
@@ -25,17 +28,8 @@ use crate::table::name::SocketPath;
 use crate::transport;
 
 pub(crate) use buffers::{Buffers, IoVec};
+pub(crate) use call::Call;
 pub(crate) use file::Source;
-
-/// A call that may move bytes, as known when it is entered.
-pub(crate) struct Call {
-    name: &'static str,
-    fd: i32,
-    /// A [`Slot`], packed: what the descriptor was when it was entered.
-    slot: u64,
-    /// When it was entered, by CLOCK_MONOTONIC, in nanoseconds; 0: there was no reason to look.
-    entered_ns: u64,
-}
 
 /// The other end's address, where a call names it.
 #[derive(Clone, Copy, Debug)]
@@ -108,56 +102,6 @@ impl Moved {
 }
 
 impl Call {
-    /// A call that any descriptor answers.
-    ///
-    /// Notes what the descriptor is before the call, while it cannot have been closed and reused in its course.
-    #[inline]
-    pub(crate) fn of_bytes(name: &'static str, fd: i32) -> Self {
-        Self::enter(name, fd, false)
-    }
-
-    /// A call that only sockets answer.
-    #[inline]
-    pub(crate) fn of_message(name: &'static str, fd: i32) -> Self {
-        Self::enter(name, fd, true)
-    }
-
-    #[inline]
-    fn enter(name: &'static str, fd: i32, answered_by_sockets_only: bool) -> Self {
-        let mut call = Self { name, fd, slot: descriptors::get_packed(fd), entered_ns: 0 };
-        if !call.is_idle(answered_by_sockets_only) {
-            call.entered_ns = monotonic_ns();
-        }
-        call
-    }
-
-    /// Where it is on the stack: in its hook's frame.
-    #[inline]
-    fn on_stack(&self) -> usize {
-        (&raw const *self).addr()
-    }
-
-    /// What the descriptor was when the call was entered.
-    #[inline]
-    fn slot(&self) -> Slot {
-        Slot::unpack(self.slot)
-    }
-
-    /// The descriptor.
-    pub(crate) fn fd(&self) -> i32 {
-        self.fd
-    }
-
-    /// Whether there is nothing to report, in as few instructions as can be.
-    #[inline]
-    fn is_idle(&self, answered_by_sockets_only: bool) -> bool {
-        match Slot::unpack(self.slot) {
-            Slot::Other | Slot::Foreign => true,
-            Slot::Unknown => !answered_by_sockets_only,
-            Slot::Arrived | Slot::Traced(_) => false,
-        }
-    }
-
     /// Whether the socket is one of datagrams or seqpackets, of which a receive with room for `room` bytes should tell
     /// more than their bytes, and may.
     #[inline]
@@ -167,7 +111,7 @@ impl Call {
         let Slot::Traced(handle) = self.slot() else { return false };
         handle.get().is_some_and(|connection| connection.description().socket_type != SOCK_STREAM)
             && room <= MAX_ROOM
-            && !process::is_confined()
+            && !is_confined()
     }
 
     /// Whether messages may have addresses of their own; of a socket that is not known yet, they may.
@@ -219,7 +163,7 @@ impl Call {
 
     /// A receive with room for bytes got none, and no message.
     fn report_end(&self) {
-        if let (Some(connection), true) = (self.slot().connection(), process::owns_descriptors()) {
+        if let (Some(connection), true) = (self.slot().connection(), descriptors::owns_descriptors()) {
             stack::on_own(|| failures::of_end(connection, self.fd));
         }
     }
@@ -235,7 +179,7 @@ impl Call {
     fn reported_fast(&self, direction: Direction, result: isize, only: Option<IoVec>) -> bool {
         // The clock is read here, because the kernel's code for that wants room on the stack, too.
         only.filter(|_| self.entered_ns != 0)
-            .is_some_and(|buffer| self.report_fast(direction, result.unsigned_abs() as u64, buffer, monotonic_ns()))
+            .is_some_and(|buffer| fast::report(self, direction, result.unsigned_abs() as u64, buffer, monotonic_ns()))
     }
 
     /// Reports a message that a call of the send(2) family sent. `buffer` is where its bytes are, if they are in one piece and
@@ -353,7 +297,7 @@ impl Call {
         if handle.get().is_none_or(Connection::is_of_former_start) {
             return self.connection_anew(handle, ts_ns, moved);
         }
-        if process::is_confined() {
+        if is_confined() {
             return Some(handle);
         }
         let interval_ns = if moved.past_memory { 0 } else { transport::check_interval_ns() };
@@ -376,8 +320,8 @@ impl Call {
             count_loss(moved.total, ts_ns, Cause::Unattributed);
             return None;
         }
-        if process::owns_descriptors() && descriptors::replace_if(self.fd, self.slot(), Slot::Arrived) {
-            calls::ended(self.slot(), self.fd, VANISHED);
+        if descriptors::owns_descriptors() && descriptors::replace_if(self.fd, self.slot(), Slot::Arrived) {
+            records::ended(self.slot(), self.fd, VANISHED);
         }
         match scan::discover(self.fd) {
             Slot::Traced(handle) => Some(handle),
@@ -413,7 +357,7 @@ impl Call {
         match (connection.description().socket_type, direction) {
             (SOCK_DGRAM | SOCK_SEQPACKET, Direction::Out) => true,
             // The end looks the same, but nothing follows it.
-            (SOCK_DGRAM | SOCK_SEQPACKET, Direction::In) => !process::is_confined() && !sys::is_hung_up(self.fd),
+            (SOCK_DGRAM | SOCK_SEQPACKET, Direction::In) => !is_confined() && !sys::is_hung_up(self.fd),
             _ => false,
         }
     }
@@ -432,15 +376,15 @@ fn ensure_open(handle: Handle, fd: i32, how: &'static str, peer: Option<&SocketP
     }
     let own = connection.description().path.as_bytes();
     let path = if own.is_empty() { peer.map_or(own, |peer| peer.shown.as_bytes()) } else { own };
-    if !process::owns_descriptors() {
+    if !descriptors::owns_descriptors() {
         return Some(handle);
     }
     let change = Change { kind: Kind::Open, how, wanted: connection.description().wanted, path, ts_ns };
-    match calls::succeed(handle, fd, &change)? {
+    match records::succeed(handle, fd, &change)? {
         Ok(opened) => Some(opened),
         // Another thread's first bytes, or its bind or connect meanwhile.
         Err(other) if other.get()?.kind() == Kind::Open => Some(other),
-        Err(other) => calls::redescribe(other, fd, &change),
+        Err(other) => records::redescribe(other, fd, &change),
     }
 }
 

@@ -11,8 +11,8 @@ use gttr::{Direction, Ext, ExtWriter, FrameType};
 use crate::emit::{Event, emit};
 use crate::process::clock::now_ns;
 use crate::process::{self, stack};
-use crate::start::control;
 use crate::sys::address::{AF_UNIX, Address};
+use crate::sys::libc::{errno, set_errno};
 use crate::table::connection::{Connection, Kind, SOCK_DGRAM};
 use crate::table::descriptors::{self, Slot};
 use crate::table::name::SocketPath;
@@ -68,7 +68,7 @@ fn times(call: &str, errno: i32, name: &[u8], now_ns: u64) -> Option<u32> {
 /// Whether the call that has just failed is one to tell of.
 #[cold]
 pub(crate) fn is_told(call: &str) -> bool {
-    process::is_started() && is_telling(call, control::errno())
+    process::is_started() && is_telling(call, errno())
 }
 
 /// Whether an error says something of the socket: not that there is nothing yet, or that the arguments are wrong.
@@ -86,7 +86,7 @@ fn is_telling(call: &str, errno: i32) -> bool {
 #[cold]
 #[inline(never)]
 pub(crate) fn of_call(call: &'static str, fd: i32, address: *const c_void, len: usize) {
-    let errno = control::errno();
+    let errno = errno();
     // Of a descriptor that is not known nothing is asked: a failed call says no more of it than that it failed.
     let connection = match descriptors::get(fd) {
         Slot::Traced(handle) => handle.get(),
@@ -95,7 +95,7 @@ pub(crate) fn of_call(call: &'static str, fd: i32, address: *const c_void, len: 
     if let Some(connection) = connection.filter(|_| is_telling(call, errno) && process::is_started()) {
         stack::on_own(|| of_socket(call, errno, fd, connection, address, len));
     }
-    control::set_errno(errno);
+    set_errno(errno);
 }
 
 fn of_socket(call: &'static str, errno: i32, fd: i32, socket: &Connection, address: *const c_void, len: usize) {
@@ -129,7 +129,7 @@ fn of_socket(call: &'static str, errno: i32, fd: i32, socket: &Connection, addre
 #[cold]
 #[inline(never)]
 pub(crate) fn of_making(call: &'static str, domain: i32) {
-    let errno = control::errno();
+    let errno = errno();
     let ts_ns = now_ns();
     if domain == i32::from(AF_UNIX)
         && process::is_started()
@@ -143,7 +143,7 @@ pub(crate) fn of_making(call: &'static str, domain: i32) {
             emit(&Event { values, ..Event::new(FrameType::Fail, ts_ns) }, &[]);
         });
     }
-    control::set_errno(errno);
+    set_errno(errno);
 }
 
 /// Tells of a program that was not executed.

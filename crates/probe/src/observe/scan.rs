@@ -9,13 +9,15 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir, openat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrAny, getpeername, getsockname};
 
-use crate::observe::{announce, calls};
+use crate::observe::{announce, notices, records};
 use crate::process::clock::now_ns;
 use crate::sys::address::Address;
+use crate::sys::confined::is_confined;
 use crate::sys::params;
+use crate::sys::text::Text;
 use crate::table::connection::{self, Kind, New};
 use crate::table::descriptors::{self, Slot};
-use crate::table::name::{SocketPath, Text};
+use crate::table::name::SocketPath;
 use crate::{process, transport};
 
 /// Bytes of `/proc/PID/fd/N`.
@@ -103,12 +105,12 @@ pub(crate) fn discover(fd: i32) -> Slot {
     if fd < 0 || is_beyond_table(fd) {
         return Slot::Other;
     }
-    if matches!(before, Slot::Other | Slot::Foreign | Slot::Traced(_)) || process::is_confined() {
+    if matches!(before, Slot::Other | Slot::Foreign | Slot::Traced(_)) || is_confined() {
         return before;
     }
     // SAFETY: not -1; a closed one only makes the questions below fail.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-    if !process::owns_descriptors() && !is_owners(socket) {
+    if !descriptors::owns_descriptors() && !is_owners(socket) {
         return Slot::Other;
     }
     match socket_domain(socket) {
@@ -138,7 +140,7 @@ pub(crate) fn discover(fd: i32) -> Slot {
     }
     if let Some(connection) = slot.connection() {
         match connection.kind() {
-            Kind::Listening => calls::report_listening(connection, now_ns()),
+            Kind::Listening => records::report_listening(connection, now_ns()),
             Kind::Open => announce::announce(connection, now_ns()),
             Kind::Idle => {}
         }
@@ -161,7 +163,7 @@ fn is_owners(fd: BorrowedFd<'_>) -> bool {
 /// At once when it comes: later the other may be closed, and its end taken for the connection's.
 pub(crate) fn join(fd: i32) -> Option<Slot> {
     let before = descriptors::get(fd);
-    if process::is_confined() {
+    if is_confined() {
         return None;
     }
     // SAFETY: not -1; a closed one only makes the question fail.
@@ -180,7 +182,7 @@ pub(crate) fn join(fd: i32) -> Option<Slot> {
     let (slot, connection) = known?;
     connection.add_descriptor();
     if descriptors::replace_if(fd, before, slot) {
-        calls::catch_up(fd, slot);
+        records::catch_up(fd, slot);
         return Some(descriptors::get(fd));
     }
     // Another thread was first.
@@ -253,7 +255,7 @@ pub(crate) fn is_beyond_table(fd: i32) -> bool {
     static NOTED: AtomicBool = AtomicBool::new(false);
     let beyond = !descriptors::has_place(fd);
     if beyond && fd >= 0 && descriptors::is_tracing() && !NOTED.swap(true, Ordering::Relaxed) {
-        crate::start::control::report_beyond_table(fd);
+        notices::report_beyond_table(fd);
     }
     beyond
 }

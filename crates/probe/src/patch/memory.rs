@@ -7,7 +7,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mm::{MprotectFlags, mprotect};
 
-use super::Range;
+use crate::sys::library::Range;
 
 /// What is written at once is within one of these.
 const CACHE_LINE_LEN: usize = 64;
@@ -104,4 +104,11 @@ unsafe fn store(at: usize, bytes: &[u8]) {
         let word = u64::from_le_bytes(word);
         asm!("xchg qword ptr [{}], {}", in(reg) word_at, inout(reg) word => _, options(nostack, preserves_flags));
     }
+}
+
+/// Code of a library, at most so much.
+pub(super) unsafe fn code(text: Range, at: usize, len: usize) -> &'static [u8] {
+    let len = len.min(text.end.saturating_sub(at));
+    // SAFETY: the caller's promise: mapped as long as the library is.
+    unsafe { core::slice::from_raw_parts(at as *const u8, len) }
 }

@@ -17,8 +17,10 @@ use rustix::process::{Resource, Rlimit, prlimit};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec};
 
+use super::clock::monotonic_ns;
+use crate::arch::call::clone;
 use crate::process;
-use crate::process::clock::monotonic_ns;
+use crate::sys::confined::is_confined;
 use crate::sys::params::{self, Complaint};
 use crate::sys::{self, hold_off_signals, set_signal_mask};
 
@@ -76,7 +78,7 @@ struct Turn {
 
 impl Turn {
     fn take() -> Option<Self> {
-        if STACK.load(Ordering::Acquire).is_null() || process::is_confined() {
+        if STACK.load(Ordering::Acquire).is_null() || is_confined() {
             return None;
         }
         let signals = hold_off_signals();
@@ -127,7 +129,8 @@ fn perform<R, F: FnOnce() -> R>(task: F, flags: usize, has_own_table: bool) -> O
     let work = Work { task: UnsafeCell::new(Some(task)), result: UnsafeCell::new(None), has_own_table };
     let stack_end = STACK.load(Ordering::Acquire).wrapping_add(STACK_LEN);
     // SAFETY: whoever has the turn has the stack, `run` keeps to the work, and this thread waits for it.
-    let id = unsafe { sys::clone(flags, stack_end, &TID, run::<R, F>, (&raw const work).cast_mut().cast()) }.ok()?;
+    let id = unsafe { clone(flags, stack_end, &TID, run::<R, F>, (&raw const work).cast_mut().cast()) };
+    let id = sys::result_of(id).ok()? as u32;
     if flags & CLONE_VFORK == 0 {
         loop {
             let tid = TID.load(Ordering::Acquire);

@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::time::Timespec;
 
-use crate::life::strict;
 use crate::sys;
+use crate::sys::confined::is_strict;
 
 const PAGE_LEN: usize = 4096;
 const REALTIME: c_int = 0;
@@ -118,7 +118,7 @@ fn read(clock: c_int) -> u64 {
 /// The time by a system call; 0 in a thread that may make none.
 #[cold]
 fn ask_kernel(clock: c_int) -> Timespec {
-    if strict::is_in_force() { Timespec { tv_sec: 0, tv_nsec: 0 } } else { sys::clock_gettime(clock) }
+    if is_strict() { Timespec { tv_sec: 0, tv_nsec: 0 } } else { sys::clock_gettime(clock) }
 }
 
 /// The program is about to forbid itself RDTSC (PR_SET_TSC, prctl(2); seccomp(2)'s strict mode), which is what the vDSO

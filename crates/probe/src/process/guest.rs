@@ -6,8 +6,9 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::life::strict;
-use crate::sys::{raw_pid, thread_pointer};
+use crate::arch::register::thread_pointer;
+use crate::sys::confined::is_strict;
+use crate::sys::raw_pid;
 
 /// Threads that may have a guest at one time.
 const MAX_GUESTS: usize = 16;
@@ -73,7 +74,7 @@ pub(crate) fn pid() -> Option<u32> {
 
 #[cold]
 fn find() -> Option<u32> {
-    if strict::is_in_force() {
+    if is_strict() {
         return None;
     }
     match of_this_thread().map(|guest| guest.pid.load(Ordering::Relaxed)) {

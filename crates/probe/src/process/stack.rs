@@ -9,15 +9,17 @@
 //! that is not the program's, and might leave it by siglongjmp(3), which checks where it comes from. Under a seccomp filter
 //! they are not, because that takes a system call that the filter may forbid.
 
-use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
-use crate::process;
-use crate::sys::{SignalSet, hold_off, set_signal_mask, stack_pointer, thread_pointer};
+use crate::arch::register::{stack_pointer, thread_pointer};
+use crate::arch::stack::switch_stack;
+use crate::arch::valgrind;
+use crate::sys::confined::is_confined;
+use crate::sys::{SignalSet, hold_off, set_signal_mask};
 
 /// Stacks that are kept. More threads than that seldom need one at the same moment; those map one for the moment.
 pub(crate) const STACKS: usize = 8;
@@ -75,7 +77,7 @@ fn open(index: usize) -> bool {
     if OPENED.load(Ordering::Acquire) & bit != 0 {
         return true;
     }
-    if process::is_confined() {
+    if is_confined() {
         return false;
     }
     let low = base + index * LEN + GUARD_LEN;
@@ -126,7 +128,7 @@ impl Stack {
                 break;
             }
         }
-        if process::is_confined() {
+        if is_confined() {
             return None;
         }
         let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::STACK);
@@ -181,36 +183,13 @@ fn run_on_own(run: unsafe extern "C" fn(*mut c_void), job: *mut c_void) {
         // SAFETY: as below, without another stack.
         return unsafe { switch_stack(job, run, core::ptr::null_mut()) };
     };
-    let signals = (!process::is_confined()).then(|| hold_off(HELD_OFF));
+    let signals = (!is_confined()).then(|| hold_off(HELD_OFF));
     // SAFETY: the job is this function's, and the stack is this thread's alone and has room.
     unsafe { switch_stack(job, run, stack.top()) };
     stack.give_back();
     if let Some(signals) = signals {
         set_signal_mask(signals);
     }
-}
-
-/// Calls `run` with `job` with the stack pointer at `top`, where it leaves the program's; where it is if `top` is null.
-#[unsafe(naked)]
-unsafe extern "C" fn switch_stack(job: *mut c_void, run: unsafe extern "C" fn(*mut c_void), top: *mut u8) {
-    naked_asm!(
-        ".cfi_startproc",
-        "push rbp",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_offset rbp, -16",
-        "mov rbp, rsp",
-        ".cfi_def_cfa_register rbp",
-        "test rdx, rdx",
-        "jz 2f",
-        "mov qword ptr [rdx], rsp",
-        "mov rsp, rdx",
-        "2: call rsi",
-        "mov rsp, rbp",
-        "pop rbp",
-        ".cfi_def_cfa rsp, 8",
-        "ret",
-        ".cfi_endproc",
-    )
 }
 
 /// Where the program's own stack ends: as it is now, or where it was left.
@@ -225,24 +204,10 @@ pub(crate) fn program_pointer() -> usize {
 }
 
 /// Tells valgrind, if the program runs under it, that this memory is a stack: it would take the change of the stack pointer
-/// for a very large frame. Anywhere else these instructions do nothing (valgrind/valgrind.h, `VALGRIND_STACK_REGISTER`).
+/// for a very large frame (valgrind/valgrind.h, `VALGRIND_STACK_REGISTER`).
 fn tell_valgrind(low: usize, high: usize) {
     const STACK_REGISTER: usize = 0x1501;
-    let request = [STACK_REGISTER, low, high, 0, 0, 0];
-    // SAFETY: rotates a register by 128 bits in all, and exchanges one with itself.
-    unsafe {
-        core::arch::asm!(
-            "rol rdi, 3",
-            "rol rdi, 13",
-            "rol rdi, 61",
-            "rol rdi, 51",
-            "xchg rbx, rbx",
-            in("rax") &raw const request,
-            inout("rdx") 0_usize => _,
-            out("rdi") _,
-            options(nostack),
-        );
-    }
+    valgrind::request([STACK_REGISTER, low, high, 0, 0, 0]);
 }
 
 #[cfg(test)]

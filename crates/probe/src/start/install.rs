@@ -4,41 +4,12 @@
 use core::ffi::{c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::hooks::{self, DEFINITIONS, Functions, Hook};
+use crate::hooks;
+use crate::observe::notices;
+use crate::patch::hook::{DEFINITIONS, Functions, Hook};
 use crate::patch::{self, Patch};
-use crate::start::control;
+use crate::sys::libc;
 use crate::sys::library::{self, Counts, Library, Range};
-
-/// libc's code, once it is known.
-static LIBC_TEXT: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
-
-/// Whether an address is in libc's code.
-#[cfg(feature = "standalone")]
-pub(crate) fn is_libcs(address: usize) -> bool {
-    let [start, end] = [&LIBC_TEXT[0], &LIBC_TEXT[1]].map(|word| word.load(Ordering::Relaxed));
-    match end {
-        0 => libc().is_some_and(|libc| libc.text.contains(address)),
-        _ => Range { start, end }.contains(address),
-    }
-}
-
-fn libc() -> Option<Library> {
-    let libc = library::with_code_at(landmark()?)?;
-    LIBC_TEXT[0].store(libc.text.start, Ordering::Relaxed);
-    LIBC_TEXT[1].store(libc.text.end, Ordering::Relaxed);
-    Some(libc)
-}
-
-/// A function that is libc's whatever else the program has loaded: __errno_location.
-#[cfg(feature = "standalone")]
-fn landmark() -> Option<usize> {
-    crate::sys::libc::errno_location().map(|function| function as usize)
-}
-
-#[cfg(not(feature = "standalone"))]
-fn landmark() -> Option<usize> {
-    None
-}
 
 fn is_musl(libc: &Library) -> bool {
     libc.function(c"gnu_get_libc_version").is_none()
@@ -67,7 +38,7 @@ pub(crate) fn install(musl: Musl, mut missed: impl FnMut(&Hook)) -> Outcome {
         patch::put_back();
         return Outcome::Hooked;
     }
-    let Some(libc) = libc() else { return Outcome::Refused };
+    let Some(libc) = library::own_libc() else { return Outcome::Refused };
     let is_musl = is_musl(&libc);
     if is_musl && musl == Musl::LeaveAlone {
         return Outcome::Hooked;
@@ -115,7 +86,7 @@ fn note(hook: &Hook, address: usize) -> Option<usize> {
 
 /// Patches the functions that were noted in a library's code.
 fn patch_noted(library: &Library, missed: &mut impl FnMut(&Hook)) -> bool {
-    let Some(mut patch) = Patch::begin(library.text) else { return false };
+    let Some(mut patch) = Patch::begin(library.text, hooks::all()) else { return false };
     for hook in hooks::all() {
         for (index, found) in hook.functions.at.iter().enumerate() {
             let address = found.load(Ordering::Relaxed);
@@ -189,7 +160,7 @@ fn watch_loader() {
     });
     let Some((loader, function)) = loader.filter(|(loader, _)| !patch::has(loader.text)) else { return };
     note_counts(library::counts());
-    if let Some(mut patch) = Patch::begin(loader.text) {
+    if let Some(mut patch) = Patch::begin(loader.text, hooks::all()) {
         patch.add(&LOADER, 0, function);
         patch.finish();
     }
@@ -207,7 +178,7 @@ extern "C" fn libraries_changed() {
     if (seen.loaded, seen.unloaded) == (counts.loaded, counts.unloaded) {
         return;
     }
-    let Some(libc) = libc() else { return };
+    let Some(libc) = library::own_libc() else { return };
     let are_elsewhere = |counts: Counts| counts.loaded - counts.unloaded > counts.here;
     if seen.unloaded != counts.unloaded {
         forget_unloaded(&libc, are_elsewhere(seen));
@@ -227,12 +198,7 @@ fn forget_unloaded(libc: &Library, may_be_copies: bool) {
         is_copy
     };
     patch::forget(|text| library::with_code_at(text.start).is_some() || is_copy(text));
-    for location in &ERRNO_LOCATIONS {
-        let at = location.load(Ordering::Relaxed);
-        if at != 0 && !patch::has_code(at) {
-            location.store(0, Ordering::Relaxed);
-        }
-    }
+    libc::forget_errno_locations(patch::has_code);
 }
 
 /// Hooks a further libc.
@@ -247,29 +213,10 @@ fn patch_copy(libc: &Library) {
         }
     }
     if let Some(function) = libc.function(c"__errno_location") {
-        let is_free = |location: &&AtomicUsize| {
-            location.compare_exchange(0, function.address, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        };
-        is_whole &= ERRNO_LOCATIONS.iter().find(is_free).is_some();
+        is_whole &= libc::note_errno_location(function.address);
     }
     is_whole &= patch_noted(libc, &mut |_| {});
     if !is_whole {
-        control::report_unhooked_copy();
-    }
-}
-
-/// Where libcs of other namespaces have their `errno`: functions like __errno_location.
-static ERRNO_LOCATIONS: [AtomicUsize; DEFINITIONS - 1] = [const { AtomicUsize::new(0) }; DEFINITIONS - 1];
-
-/// Sets `errno` of this thread in the libcs of other namespaces: which of them was called is not known where a call fails
-/// in our hands.
-#[cfg(feature = "standalone")]
-pub(crate) fn set_other_errnos(value: core::ffi::c_int) {
-    for location in ERRNO_LOCATIONS.iter().map(|location| location.load(Ordering::Relaxed)).filter(|&at| at != 0) {
-        // SAFETY: a libc's function of this kind, by `patch_copy`.
-        unsafe {
-            let location = core::mem::transmute::<usize, unsafe extern "C" fn() -> *mut core::ffi::c_int>(location);
-            *location() = value;
-        }
+        notices::report_unhooked_copy();
     }
 }

@@ -10,12 +10,14 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::hooks;
 use crate::life::exec::{self, LD_PRELOAD, PARAMS_NAME};
+use crate::observe::notices;
 use crate::process::clock;
-use crate::start::control::{self, next_symbol};
+use crate::start::control;
 use crate::start::install::{self, Musl, Outcome};
+use crate::sys::libc::{next_symbol, own_environment};
 use crate::sys::params;
 use crate::sys::scratch::Scratch;
-use crate::table::name::Text;
+use crate::sys::text::Text;
 
 /// The file's name in LD_PRELOAD.
 const PROBE_NAME: &[u8] = b"/socktrace-probe.so";
@@ -30,7 +32,7 @@ static START: unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_
 
 /// glibc calls constructors with what main(3) will get; musl with nothing, but has set `environ` by then.
 unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *const c_char) {
-    let envp = if is_glibc() { envp } else { exec::own_environment() };
+    let envp = if is_glibc() { envp } else { own_environment() };
     // SAFETY: the environment that the program is started with: an array of strings with a null behind it.
     if let Some(path) = unsafe { own_path(envp) } {
         let _ = try_start(path);
@@ -69,7 +71,7 @@ fn try_start(path: &'static CStr) -> Option<()> {
 /// are for its own calls of them: in glibc. musl's own functions make system calls instead.
 fn hook_libc() {
     if let Outcome::Refused = install::install(Musl::LeaveAlone, |_| {}) {
-        control::report_unpatched();
+        notices::report_unpatched();
     }
 }
 
@@ -104,7 +106,7 @@ unsafe fn own_path(envp: *const *const c_char) -> Option<&'static CStr> {
 
 /// Takes the probe out of LD_PRELOAD, in place, so that programs this one executes are not traced.
 fn forget(path: &CStr) {
-    let envp = exec::own_environment();
+    let envp = own_environment();
     let path = path.to_bytes();
     // SAFETY: libc's `environ`: an array of strings with a null behind it. The probe is the only thing running.
     unsafe {

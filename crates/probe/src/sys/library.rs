@@ -2,8 +2,11 @@
 //! memory: dlsym(3) gives whatever comes first, and only of the namespace of its caller.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use super::libc;
 
 /// A range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -351,21 +354,30 @@ unsafe fn each_by_hash(table: *const u32, name: &CStr, look: &mut impl FnMut(usi
     }
 }
 
-#[cfg(feature = "standalone")]
 fn iterate_phdr() -> Option<IteratePhdr> {
     // SAFETY: null, or the function of this name.
-    unsafe { core::mem::transmute::<*const c_void, Option<IteratePhdr>>(crate::sys::libc::iterate_phdr()) }
+    unsafe { core::mem::transmute::<*const c_void, Option<IteratePhdr>>(libc::iterate_phdr()) }
 }
 
-#[cfg(not(feature = "standalone"))]
-fn iterate_phdr() -> Option<IteratePhdr> {
-    unsafe extern "C" {
-        fn dl_iterate_phdr(
-            show: unsafe extern "C" fn(*const Info, usize, *mut c_void) -> c_int,
-            data: *mut c_void,
-        ) -> c_int;
+/// libc's code, once it is known.
+static LIBC_TEXT: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+
+/// The program's libc.
+pub(crate) fn own_libc() -> Option<Library> {
+    let libc = with_code_at(libc::landmark()?)?;
+    LIBC_TEXT[0].store(libc.text.start, Ordering::Relaxed);
+    LIBC_TEXT[1].store(libc.text.end, Ordering::Relaxed);
+    Some(libc)
+}
+
+/// Whether an address is in its code.
+#[cfg(feature = "standalone")]
+pub(crate) fn is_libcs(address: usize) -> bool {
+    let [start, end] = [&LIBC_TEXT[0], &LIBC_TEXT[1]].map(|word| word.load(Ordering::Relaxed));
+    match end {
+        0 => own_libc().is_some_and(|libc| libc.text.contains(address)),
+        _ => Range { start, end }.contains(address),
     }
-    Some(dl_iterate_phdr)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::process;
+use super::confined::is_confined;
 
 /// Zeroed bytes of a mapping of their own.
 pub(crate) struct Scratch {
@@ -15,7 +15,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// `None` where there is no memory, or where the program's sandbox might forbid asking for it.
     pub(crate) fn map(len: usize) -> Option<Self> {
-        if process::is_confined() {
+        if is_confined() {
             return None;
         }
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);

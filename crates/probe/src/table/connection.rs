@@ -12,9 +12,10 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use gttr::{Direction, MAX_CONN_ID_LEN};
 
 use crate::process;
+use crate::sys::confined::is_confined;
 use crate::sys::params::{self, Complaint};
-use crate::table::descriptors;
-use crate::table::name::{Identity, MAX_PATH_LEN, Text, connection_id};
+use crate::sys::text::Text;
+use crate::table::name::{Identity, MAX_PATH_LEN, connection_id};
 
 /// What a socket is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +169,19 @@ impl Pool {
     }
 }
 
+/// Counts the starts of the probe.
+static EPOCH: AtomicU32 = AtomicU32::new(0);
+
+/// The start of the probe that this is in: a number that no other has had.
+fn epoch() -> u32 {
+    EPOCH.load(Ordering::Acquire)
+}
+
+/// From here on, records are of a new start.
+pub(super) fn begin_epoch() {
+    EPOCH.fetch_add(1, Ordering::AcqRel);
+}
+
 /// Makes the first records.
 pub(crate) fn init() -> Result<(), Complaint> {
     if POOL.len.load(Ordering::Acquire) != 0 || POOL.grow(0) {
@@ -205,7 +219,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
     // it has.
     let is_full = POOL.used.load(Ordering::Relaxed) >= len / 2;
     let reuses_early = len < RESTING_LEN && POOL.cursor.load(Ordering::Relaxed) >= len;
-    if (is_full || reuses_early) && !process::is_confined() {
+    if (is_full || reuses_early) && !is_confined() {
         POOL.grow(len);
         len = POOL.len.load(Ordering::Acquire);
     }
@@ -220,7 +234,7 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
         // One more use; the claim above makes this thread the only one to write it.
         let generation = (connection.generation.load(Ordering::Relaxed) + 1) & GENERATION_MASK;
         connection.generation.store(generation, Ordering::Release);
-        connection.epoch.store(descriptors::epoch(), Ordering::Relaxed);
+        connection.epoch.store(epoch(), Ordering::Relaxed);
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
         connection.successor.store(0, Ordering::Relaxed);
@@ -263,7 +277,7 @@ impl Connection {
 
     /// Whether it is of a time before the probe was stopped and started anew.
     pub(crate) fn is_of_former_start(&self) -> bool {
-        self.epoch.load(Ordering::Relaxed) != descriptors::epoch()
+        self.epoch.load(Ordering::Relaxed) != epoch()
     }
 
     pub(crate) fn kind(&self) -> Kind {

@@ -1,10 +1,11 @@
 //! Which descriptor leads to which traced socket: one word a descriptor, read without locks.
 
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
 use crate::process;
+use crate::sys::confined::is_confined;
 use crate::sys::params::{self, Complaint};
-use crate::table::connection::{Connection, Handle};
+use crate::table::connection::{self, Connection, Handle};
 
 /// What is known of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +77,6 @@ struct Table {
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
 /// The same table, also while nothing is traced.
 static MADE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
-/// Counts the starts of the probe.
-static EPOCH: AtomicU32 = AtomicU32::new(0);
 
 /// Makes the table, with room for the descriptors that most programs have; nothing is traced before [`begin`].
 pub(crate) fn init() -> Result<(), Complaint> {
@@ -87,7 +86,7 @@ pub(crate) fn init() -> Result<(), Complaint> {
     }
     // What a thread put in place while the probe was being stopped.
     clear();
-    EPOCH.fetch_add(1, Ordering::AcqRel);
+    connection::begin_epoch();
     match chunk_to_write(0) {
         Some(_) => Ok(()),
         None => Err("no memory for the probe in this process"),
@@ -121,15 +120,17 @@ fn clear() {
     }
 }
 
-/// The start of the probe that this is in: a number that no other has had.
-pub(crate) fn epoch() -> u32 {
-    EPOCH.load(Ordering::Acquire)
-}
-
 /// Whether anything is traced.
 #[inline]
 pub(crate) fn is_tracing() -> bool {
     !TABLE.load(Ordering::Acquire).is_null()
+}
+
+/// Whether the table is this process's. A vforked child closes descriptors of its own, while the table in the shared memory
+/// is its parent's.
+pub(crate) fn owns_descriptors() -> bool {
+    // Hooks of a preloaded probe run before it is started, or although it could not be.
+    is_tracing() && !process::who().is_guest
 }
 
 fn made() -> Option<&'static Table> {
@@ -147,7 +148,7 @@ fn chunk_to_write(number: usize) -> Option<&'static Chunk> {
     let place = made()?.chunks.get(number)?;
     let mut chunk = place.load(Ordering::Acquire);
     if chunk.is_null() {
-        if process::is_confined() {
+        if is_confined() {
             return None;
         }
         let mapped = params::map(size_of::<Chunk>()).ok()?.cast::<Chunk>();

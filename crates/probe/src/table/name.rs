@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Stat, readlinkat_raw, statat};
 use crate::sys::address::Address;
 use crate::sys::params;
 use crate::sys::scratch::Scratch;
+use crate::sys::text::Text;
 
 /// PATH_MAX of limits.h, the kernel's bound on any path.
 const PATH_MAX: usize = 4096;
@@ -18,59 +19,6 @@ const PATH_MAX: usize = 4096;
 pub(crate) const MAX_PATH_LEN: usize = 1024;
 /// Bytes of a connection id left to what follows the path: five numbers with their names.
 const ID_TAIL_LEN: usize = 96;
-
-/// Text in a fixed buffer; what does not fit is cut. All zeroes is the empty text.
-pub(crate) struct Text<const N: usize> {
-    len: usize,
-    bytes: [u8; N],
-}
-
-impl<const N: usize> Text<N> {
-    pub(crate) const fn new() -> Self {
-        Self { bytes: [0; N], len: 0 }
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.len = 0;
-    }
-
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
-        let len = bytes.len().min(N - self.len);
-        self.bytes[self.len..self.len + len].copy_from_slice(&bytes[..len]);
-        self.len += len;
-        len == bytes.len()
-    }
-
-    /// Appends a path in the form events show it; whether it fitted.
-    pub(crate) fn push_escaped(&mut self, path: &[u8]) -> bool {
-        path.iter().all(|&b| {
-            let len = gttr::escape_path(&[b], &mut self.bytes[self.len..]);
-            self.len += len;
-            len > 0
-        })
-    }
-
-    /// Fills it by a function that writes to a buffer and gives the length written.
-    pub(crate) fn fill(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) {
-        self.len = fill(&mut self.bytes).min(N);
-    }
-
-    /// With a NUL behind it, for a system call.
-    pub(crate) fn as_c_str(&mut self) -> Option<&CStr> {
-        *self.bytes.get_mut(self.len)? = 0;
-        CStr::from_bytes_with_nul(&self.bytes[..=self.len]).ok()
-    }
-}
-
-impl<const N: usize> core::fmt::Write for Text<N> {
-    fn write_str(&mut self, s: &str) -> core::fmt::Result {
-        if self.push(s.as_bytes()) { Ok(()) } else { Err(core::fmt::Error) }
-    }
-}
 
 /// Paths at their full length, to ask the file system about.
 struct Files {
@@ -135,7 +83,7 @@ impl SocketPath {
                 push_directory(socket, directory);
             }
             let mut plain = name;
-            while let (true, Some(rest)) = (socket.len > 0, plain.strip_prefix(b"./")) {
+            while let (true, Some(rest)) = (!socket.as_bytes().is_empty(), plain.strip_prefix(b"./")) {
                 plain = rest;
             }
             socket.push(plain);
@@ -197,13 +145,12 @@ impl SocketPath {
 
 /// Appends the directory behind a link and a slash; nothing if it cannot be told.
 fn push_directory(to: &mut Text<PATH_MAX>, link: &CStr) {
-    let len = readlinkat_raw(CWD, link, &mut to.bytes[..]).unwrap_or(0);
-    // "(unreachable)/…" is what the kernel says of a directory outside our root.
-    if to.bytes.first() == Some(&b'/') {
-        to.len = len;
-        if len > 1 {
-            to.push(b"/");
-        }
+    to.fill(|buffer| readlinkat_raw(CWD, link, buffer).unwrap_or(0));
+    match to.as_bytes() {
+        b"/" => {}
+        [b'/', ..] => drop(to.push(b"/")),
+        // "(unreachable)/…" is what the kernel says of a directory outside our root.
+        _ => to.clear(),
     }
 }
 

@@ -8,9 +8,11 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use rustix::thread::futex;
 
-use super::{Undelivered, stall};
-use crate::process;
-use crate::sys::{SignalSet, hold_off_signals, set_signal_mask, thread_pointer};
+use super::stall;
+use crate::arch::register::thread_pointer;
+use crate::process::losses::Cause;
+use crate::sys::confined::is_confined;
+use crate::sys::{SignalSet, hold_off_signals, set_signal_mask};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -28,10 +30,10 @@ pub(super) struct Turn {
 
 /// Waits for the turn, no longer than a stall may last: its holder may wait for the server, or may have been killed
 /// between vfork and exec.
-pub(super) fn take() -> Result<Turn, Undelivered> {
-    let own = if process::is_confined() { thread_pointer() } else { 0 };
+pub(super) fn take() -> Result<Turn, Cause> {
+    let own = if is_confined() { thread_pointer() } else { 0 };
     if own != 0 && INTERRUPTIBLE.load(Ordering::Relaxed) == own {
-        return Err(Undelivered::Stalled);
+        return Err(Cause::Stalled);
     }
     let signals = (own == 0).then(hold_off_signals);
     let mut state = STATE.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
@@ -40,7 +42,7 @@ pub(super) fn take() -> Result<Turn, Undelivered> {
         let left = if contended { stall::left_ns() } else { 0 };
         if left == 0 {
             give_back(signals);
-            return Err(Undelivered::Stalled);
+            return Err(Cause::Stalled);
         }
         if STATE.swap(AWAITED, Ordering::Acquire) == FREE {
             break;

@@ -4,8 +4,9 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use rustix::fd::BorrowedFd;
 
-use super::socket::{FRAME_OVERHEAD, Failure, MAX_CHUNK, disconnected, failure, send_once};
-use super::{Undelivered, lock, stall};
+use super::sendmsg::{FRAME_OVERHEAD, Failure, MAX_CHUNK, failure, send_once};
+use super::{lock, stall};
+use crate::process::losses::Cause;
 use crate::sys::copy_if_there;
 use crate::sys::params::{self, Complaint};
 
@@ -29,43 +30,44 @@ pub(super) fn clear() {
     LEFT.store(0, Ordering::Relaxed);
 }
 
-/// Sends a frame; one that has begun counts as delivered, and its rest goes first next time.
-pub(super) fn send(fd: BorrowedFd<'_>, frame: &[&[u8]]) -> Result<(), Undelivered> {
+/// Sends a frame; one that has begun counts as delivered, and its rest goes first next time. `broken` is called, before
+/// anybody else can send, when nothing more can go out on this stream.
+pub(super) fn send(fd: BorrowedFd<'_>, frame: &[&[u8]], broken: fn()) -> Result<(), Cause> {
     let _turn = lock::take()?;
-    finish_begun(fd)?;
+    finish_begun(fd, broken)?;
     let total: usize = frame.iter().map(|part| part.len()).sum();
     let sent = loop {
         match send_once(fd, frame) {
             Ok(sent) => break sent,
-            Err(errno) => again(fd, failure(errno))?,
+            Err(errno) => again(fd, failure(errno), broken)?,
         }
     };
     if sent < total {
         if !keep_rest(frame, sent) {
             // The server has the beginning of a frame that has no end: it hears of that by the stream's.
-            disconnected();
-            return Err(Undelivered::Unmapped);
+            broken();
+            return Err(Cause::Unmapped);
         }
         // A stall here loses nothing: the rest is kept.
-        let _ = finish_begun(fd);
+        let _ = finish_begun(fd, broken);
     }
     stall::went_through(fd);
     Ok(())
 }
 
-fn again(fd: BorrowedFd<'_>, failure: Failure) -> Result<(), Undelivered> {
+fn again(fd: BorrowedFd<'_>, failure: Failure, broken: fn()) -> Result<(), Cause> {
     match failure {
         Failure::Again => Ok(()),
         Failure::Full => stall::wait_for_room(fd),
-        Failure::Unmapped => Err(Undelivered::Unmapped),
+        Failure::Unmapped => Err(Cause::Unmapped),
         Failure::Gone => {
-            disconnected();
-            Err(Undelivered::Absent)
+            broken();
+            Err(Cause::Absent)
         }
     }
 }
 
-fn finish_begun(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
+fn finish_begun(fd: BorrowedFd<'_>, broken: fn()) -> Result<(), Cause> {
     loop {
         let (from, left) = (FROM.load(Ordering::Relaxed), LEFT.load(Ordering::Relaxed));
         if left == 0 {
@@ -78,7 +80,7 @@ fn finish_begun(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
                 FROM.store(from + sent, Ordering::Relaxed);
                 LEFT.store(left - sent, Ordering::Relaxed);
             }
-            Err(errno) => again(fd, failure(errno))?,
+            Err(errno) => again(fd, failure(errno), broken)?,
         }
     }
 }

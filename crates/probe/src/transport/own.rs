@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::process::{self, aside};
+use crate::sys::confined::is_confined;
 use crate::sys::{hold_off_signals, is_under_valgrind, set_signal_mask};
 
 /// The lowest number that one of ours may have. High, to be out of the way of programs that number theirs; no higher,
@@ -80,7 +81,7 @@ impl Own {
         // SAFETY: not -1; whether it is open at all is what fstat tells.
         let borrowed = unsafe { BorrowedFd::borrow_raw(self.number()?) };
         let is_ours = |stat: rustix::fs::Stat| stat.st_ino == self.inode.load(Ordering::Relaxed);
-        (process::is_confined() || rustix::fs::fstat(borrowed).is_ok_and(is_ours)).then_some(borrowed)
+        (is_confined() || rustix::fs::fstat(borrowed).is_ok_and(is_ours)).then_some(borrowed)
     }
 
     /// Takes in the descriptor that `make` gives, under a number that the program cannot have.

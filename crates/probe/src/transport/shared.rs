@@ -20,14 +20,15 @@ use socktrace_ring::{Full, Memory, PAGE_LEN, Record, Words, Writer, create, is_r
 use super::own::{NotKept, Own, out_of_sight};
 use super::stall::Waited;
 use super::unfinished::{self, Unfinished};
-use super::{Undelivered, limits, socket};
-use crate::observe::peer;
+use super::{limits, sendmsg, socket};
 use crate::process::aside::{aside, is_alone};
 use crate::process::clock::{monotonic_ns, now_ns};
+use crate::process::losses::Cause;
 use crate::process::{self, stack};
+use crate::sys::confined::is_confined;
 use crate::sys::params::{self, OnFull};
-use crate::sys::{copy_if_there, fetch, listener};
-use crate::table::name::Text;
+use crate::sys::text::Text;
+use crate::sys::{copy_if_there, fetch, listener, sock_diag};
 
 /// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long.
 const LOOK_NS: u64 = 100_000_000;
@@ -93,26 +94,24 @@ pub(super) fn fit_limits() -> bool {
         return true;
     }
     leave();
+    let words = memory.words();
     if fits.is_none() {
         // What comes next goes another way, and must not be there first.
         let started_ns = monotonic_ns();
-        let words = memory.words();
         while words.tail_position() != words.head_position() && monotonic_ns() - started_ns < BUSY_NS {
             wake(words);
             pause(DRAIN_NS);
         }
     }
-    let lost = &process::own().lost;
-    let [events, bytes, since_ns] =
-        [&lost.events, &lost.bytes, &lost.since_ns].map(|word| word.load(Ordering::Relaxed));
-    told_losses(events, bytes);
+    let (events, bytes, since_ns) = process::own().lost.now();
+    words.told_losses(events, bytes);
     WRITER.store(core::ptr::null_mut(), Ordering::Release);
     OWN.close();
     // SAFETY: this is the only thread, and not in the middle of a frame.
     unsafe { unmap(memory) };
     let is_made = begin();
-    if is_made && events > 0 {
-        note_losses(events, bytes, since_ns);
+    if let (true, 1.., Some(writer)) = (is_made, events, self::writer()) {
+        writer.memory().words().note_losses(events, bytes, since_ns);
     }
     is_made
 }
@@ -193,9 +192,9 @@ pub(super) fn after_fork() -> Option<u64> {
     let writer = writer()?;
     // The first process of a pid namespace, say: process 1 of another one may write to the parent's ring as well.
     let is_first = process::parent() == 0;
-    let has_own = is_first && !process::is_confined() && begin_apart(writer);
+    let has_own = is_first && !is_confined() && begin_apart(writer);
     IS_SHARED_ACROSS.store(is_first && !has_own, Ordering::Relaxed);
-    if process::is_confined() || !has_own && (is_first || is_known_by_number(writer)) {
+    if is_confined() || !has_own && (is_first || is_known_by_number(writer)) {
         return None;
     }
     let words = self::writer()?.memory().words();
@@ -252,7 +251,7 @@ pub(super) fn announce_guest(pid: u32) -> Option<u64> {
 /// namespace.
 pub(super) fn guests_announce_themselves() -> bool {
     let may_be_other = |writer: &Writer| !is_known_by_number(writer) || process::parent() == 0;
-    !process::is_confined() && writer().is_some_and(may_be_other)
+    !is_confined() && writer().is_some_and(may_be_other)
 }
 
 /// Whether the server sees the writers of the ring under the numbers that they see themselves.
@@ -297,7 +296,7 @@ pub(super) fn look_after(now_ns: u64) {
 #[cold]
 #[inline(never)]
 fn look(writer: &Writer, now_ns: u64, looked: u64) {
-    if process::is_confined() || process::who().is_guest {
+    if is_confined() || process::who().is_guest {
         return;
     }
     let words = writer.memory().words();
@@ -371,7 +370,7 @@ fn tell(memory: Option<&OwnedFd>, words: &Words, number: Option<u64>) -> Result<
 fn identity(socket: &OwnedFd) -> u64 {
     let process = listener(socket.as_fd()).map_or(0, |(pid, _)| u64::from(pid));
     let file = match params::get().out_socket_path {
-        [b'@', ..] if process == 0 => fstat(socket).ok().and_then(|own| peer::peer_inode(own.st_ino)).unwrap_or(0),
+        [b'@', ..] if process == 0 => fstat(socket).ok().and_then(|own| sock_diag::peer_inode(own.st_ino)).unwrap_or(0),
         [b'@', ..] => 0,
         path => statat(CWD, path, AtFlags::empty())
             .map_or(0, |stat| stat.st_ino ^ (stat.st_ctime as u64).rotate_left(24) ^ stat.st_ctime_nsec.rotate_left(8)),
@@ -395,7 +394,7 @@ fn note(fd: BorrowedFd<'_>, memory: BorrowedFd<'_>, number: Option<u64>) -> Resu
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds = [memory];
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    socket::send_with(fd, &[&bytes[..len]], &mut ancillary).map(|_| ())
+    sendmsg::send_with(fd, &[&bytes[..len]], &mut ancillary).map(|_| ())
 }
 
 /// Who writes a frame.
@@ -422,13 +421,13 @@ pub(crate) fn ring() -> Option<Ring> {
 impl Ring {
     /// Sees to the server and takes the place for a frame of a length.
     #[inline(always)]
-    pub(crate) fn begin(self, len: usize, from: Writing, now_ns: u64) -> Result<Begun, Undelivered> {
+    pub(crate) fn begin(self, len: usize, from: Writing, now_ns: u64) -> Result<Begun, Cause> {
         look_after(now_ns);
         self.reserve(len, from)
     }
 
     #[inline(always)]
-    fn reserve(self, len: usize, Writing { tid, call, .. }: Writing) -> Result<Begun, Undelivered> {
+    fn reserve(self, len: usize, Writing { tid, call, .. }: Writing) -> Result<Begun, Cause> {
         let unfinished = Unfinished::new(self.0, tid, call);
         match self.0.reserve_noting(len, tid, |position| unfinished.at(position)) {
             Ok(record) => Ok(Begun { record, unfinished }),
@@ -442,12 +441,12 @@ impl Ring {
         }
     }
 
-    pub(super) fn put(self, frame: &[&[u8]], from: Writing) -> Result<(), Undelivered> {
+    pub(super) fn put(self, frame: &[&[u8]], from: Writing) -> Result<(), Cause> {
         let len = frame.iter().map(|part| part.len()).sum();
         let mut record = self.reserve(len, from)?;
         let is_whole = frame.iter().all(|part| record.push_if_there(part, from.may_be_gone));
         record.commit();
-        if is_whole { Ok(()) } else { Err(Undelivered::Unmapped) }
+        if is_whole { Ok(()) } else { Err(Cause::Unmapped) }
     }
 }
 
@@ -498,11 +497,11 @@ impl Begun {
 /// Waits for room if the parameters say so, for as long as they say, all waits together: until the server has read again.
 #[cold]
 #[inline(never)]
-fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished) -> Result<Record, Undelivered> {
+fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished) -> Result<Record, Cause> {
     let words = writer.memory().words();
     // Nobody reads a ring that no server was told of.
-    if len > writer.max_frame_len() || process::is_confined() || SERVER.load(Ordering::Relaxed) == 0 {
-        return Err(Undelivered::Full);
+    if len > writer.max_frame_len() || is_confined() || SERVER.load(Ordering::Relaxed) == 0 {
+        return Err(Cause::Full);
     }
     loop {
         let seen = words.room.load(Ordering::Acquire);
@@ -521,7 +520,7 @@ fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished)
             return Ok(record);
         }
         if left == 0 {
-            return Err(Undelivered::Full);
+            return Err(Cause::Full);
         }
     }
 }
@@ -546,7 +545,7 @@ fn left_ns(words: &Words) -> u64 {
 pub(super) fn leave() {
     let Some(writer) = writer() else { return };
     let words = writer.memory().words();
-    if process::is_confined() || process::who().is_guest {
+    if is_confined() || process::who().is_guest {
         return;
     }
     let started_ns = monotonic_ns();
@@ -577,23 +576,14 @@ pub(super) fn is_stopped() -> bool {
 
 /// Notes what was lost, for the server to tell should this process not come to it.
 pub(crate) fn note_loss(bytes: u64, ts_ns: u64) {
-    note_losses(1, bytes, ts_ns);
-}
-
-fn note_losses(events: u64, bytes: u64, ts_ns: u64) {
-    let Some(writer) = writer() else { return };
-    let words = writer.memory().words();
-    words.lost_bytes.fetch_add(bytes, Ordering::Relaxed);
-    let _ = words.lost_since.compare_exchange(0, ts_ns, Ordering::Relaxed, Ordering::Relaxed);
-    words.lost_until.store(ts_ns, Ordering::Relaxed);
-    words.lost_events.fetch_add(events, Ordering::Release);
+    if let Some(writer) = writer() {
+        writer.memory().words().note_losses(1, bytes, ts_ns);
+    }
 }
 
 /// A frame has told of these.
 pub(crate) fn told_losses(events: u64, bytes: u64) {
-    let Some(writer) = writer() else { return };
-    let words = writer.memory().words();
-    words.lost_events.fetch_sub(events, Ordering::Relaxed);
-    words.lost_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    words.lost_since.store(0, Ordering::Relaxed);
+    if let Some(writer) = writer() {
+        writer.memory().words().told_losses(events, bytes);
+    }
 }

@@ -7,29 +7,23 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Access, AtFlags, CWD, accessat, fstat, statat};
-use rustix::io::{Errno, IoSlice};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, connect_unspec,
-    sendmsg, socket_with,
-};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, connect_unspec, socket_with};
 use rustix::process::{geteuid, getuid};
 
 use super::own::{NotKept, Own, out_of_sight};
-use super::{Undelivered, outbox, stall};
-use crate::emit::MAX_FRAME_PARTS;
-use crate::observe::peer;
+use super::sendmsg::{FRAME_OVERHEAD, Failure, MAX_CHUNK, failure, send_once};
+use super::{in_use, outbox, stall};
 use crate::process;
 use crate::process::aside::aside;
-use crate::sys::listener;
+use crate::process::losses::Cause;
+use crate::sys::confined::is_confined;
 use crate::sys::params::{self, Transport};
+use crate::sys::{listener, sock_diag};
 
 /// How long an absent server is left alone before the next try to connect, in nanoseconds: short enough for a
 /// restarted server to miss little, long enough to cost nothing.
 const RETRY_NS: u64 = 100_000_000;
-/// Bytes of a datagram that are the kernel's (unix_dgram_sendmsg keeps 32 of SO_SNDBUF) or the frame's own.
-pub(super) const FRAME_OVERHEAD: usize = 4096;
-/// Payload bytes of one frame, at the most.
-pub(crate) const MAX_CHUNK: usize = 65536;
 const MIN_CHUNK: usize = 256;
 
 /// Our socket.
@@ -77,7 +71,7 @@ pub(super) fn disconnected() {
     IS_ASIDE.store(false, Ordering::Relaxed);
     outbox::clear();
     // A socket of datagrams can be connected again, under the number that it has.
-    if super::in_use() != Transport::Dgram {
+    if in_use::get() != Transport::Dgram {
         OWN.close();
     }
 }
@@ -90,7 +84,7 @@ pub(super) fn try_again() {
 /// A forked child shares its parent's datagram socket, but a stream needs a writer of its own.
 pub(super) fn after_fork() {
     try_again();
-    if super::in_use() == Transport::Stream && OWN.current().is_some() {
+    if in_use::get() == Transport::Stream && OWN.current().is_some() {
         disconnected();
         IS_SAME_SESSION.store(true, Ordering::Relaxed);
     }
@@ -104,21 +98,21 @@ pub(crate) enum Socket {
     Aside,
 }
 
-pub(super) fn reach(now_ns: u64) -> Result<Socket, Undelivered> {
+pub(super) fn reach(now_ns: u64) -> Result<Socket, Cause> {
     ready()
         .or_else(|| connect_anew(now_ns))
-        .ok_or_else(|| if IS_STRANGER.load(Ordering::Relaxed) { Undelivered::Stranger } else { Undelivered::Absent })
+        .ok_or_else(|| if IS_STRANGER.load(Ordering::Relaxed) { Cause::Stranger } else { Cause::Absent })
 }
 
 fn ready() -> Option<Socket> {
-    if IS_ASIDE.load(Ordering::Relaxed) && !process::is_confined() {
+    if IS_ASIDE.load(Ordering::Relaxed) && !is_confined() {
         return Some(Socket::Aside);
     }
     if IS_CONNECTED.load(Ordering::Acquire) { OWN.current().map(Socket::Ours) } else { None }
 }
 
 fn connect_anew(now_ns: u64) -> Option<Socket> {
-    if process::is_confined() || process::who().is_guest {
+    if is_confined() || process::who().is_guest {
         return None;
     }
     let tried = TRIED_NS.load(Ordering::Relaxed);
@@ -159,17 +153,17 @@ fn find_server() -> Result<Place, Errno> {
         }
     };
     // A ring is handed over by either type of socket, and what stands in for one goes the same way.
-    let stands_in = params::get().transport == Transport::Shm && super::in_use() != Transport::Dgram;
+    let stands_in = params::get().transport == Transport::Shm && in_use::get() != Transport::Dgram;
     if found == Err(Errno::PROTOTYPE) && stands_in {
         OWN.close();
-        super::set_in_use(Transport::Dgram);
+        in_use::set(Transport::Dgram);
         return find_server();
     }
     found
 }
 
 fn kind() -> SocketType {
-    if super::in_use() == Transport::Dgram { SocketType::DGRAM } else { SocketType::STREAM }
+    if in_use::get() == Transport::Dgram { SocketType::DGRAM } else { SocketType::STREAM }
 }
 
 /// Connects our own socket, and looks who listens before anything is sent. After an error it can be tried again.
@@ -240,7 +234,7 @@ fn is_friend(user: Option<u32>) -> bool {
 /// Whose the socket is that our socket of datagrams is connected to. The kernel keeps no credentials of it, but says whose
 /// it is (sock_diag(7)); where it does not, as of a socket in another network namespace, the file does.
 fn datagram_listener(inode: u64) -> Option<u32> {
-    if let Some(user) = peer::peer_inode(inode).and_then(peer::owner) {
+    if let Some(user) = sock_diag::peer_inode(inode).and_then(sock_diag::owner) {
         return Some(user);
     }
     match params::get().out_socket_path {
@@ -256,49 +250,15 @@ fn note_room(socket: BorrowedFd<'_>) {
 }
 
 /// Sends one frame, whole or not at all.
-pub(super) fn send(socket: Socket, frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
-    match (socket, super::in_use()) {
+pub(super) fn send(socket: Socket, frame: &[&[u8]], now_ns: u64) -> Result<(), Cause> {
+    match (socket, in_use::get()) {
         (Socket::Aside, _) => send_aside(frame),
         (Socket::Ours(fd), Transport::Dgram) => send_datagram(fd, frame, now_ns),
-        (Socket::Ours(fd), _) => outbox::send(fd, frame),
+        (Socket::Ours(fd), _) => outbox::send(fd, frame, disconnected),
     }
 }
 
-/// What to do about a send that failed.
-pub(super) enum Failure {
-    Again,
-    Full,
-    /// Not the server's doing.
-    Unmapped,
-    Gone,
-}
-
-pub(super) fn failure(errno: Errno) -> Failure {
-    match errno {
-        Errno::INTR => Failure::Again,
-        Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => Failure::Full,
-        Errno::FAULT => Failure::Unmapped,
-        _ => Failure::Gone,
-    }
-}
-
-pub(super) fn send_once(fd: BorrowedFd<'_>, frame: &[&[u8]]) -> Result<usize, Errno> {
-    send_with(fd, frame, &mut SendAncillaryBuffer::default())
-}
-
-pub(super) fn send_with(
-    fd: BorrowedFd<'_>,
-    frame: &[&[u8]],
-    ancillary: &mut SendAncillaryBuffer<'_, '_, '_>,
-) -> Result<usize, Errno> {
-    let mut parts = [IoSlice::new(&[]); MAX_FRAME_PARTS];
-    for (to, part) in parts.iter_mut().zip(frame) {
-        *to = IoSlice::new(part);
-    }
-    sendmsg(fd, &parts[..frame.len()], ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
-}
-
-fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(), Undelivered> {
+fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(), Cause> {
     let mut fd = fd;
     let mut reconnected = false;
     loop {
@@ -312,12 +272,12 @@ fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(),
         match failure(errno) {
             Failure::Again => {}
             Failure::Full => stall::wait_for_room(fd)?,
-            Failure::Unmapped => return Err(Undelivered::Unmapped),
+            Failure::Unmapped => return Err(Cause::Unmapped),
             Failure::Gone => {
                 // A server that was started anew is at the same path: worth one look at once.
                 disconnected();
                 if reconnected {
-                    return Err(Undelivered::Absent);
+                    return Err(Cause::Absent);
                 }
                 reconnected = true;
                 match reach(now_ns)? {
@@ -330,7 +290,7 @@ fn send_datagram(fd: BorrowedFd<'_>, frame: &[&[u8]], now_ns: u64) -> Result<(),
 }
 
 /// Sends a frame by a socket of its own, which has room for it.
-fn send_aside(frame: &[&[u8]]) -> Result<(), Undelivered> {
+fn send_aside(frame: &[&[u8]]) -> Result<(), Cause> {
     let sent = aside(|| {
         let socket = open(kind())?;
         let len: usize = frame.iter().map(|part| part.len()).sum();
@@ -342,14 +302,14 @@ fn send_aside(frame: &[&[u8]]) -> Result<(), Undelivered> {
     match sent {
         Some(Ok(())) => Ok(()),
         // A queue of connections that is full, too: the server does not read.
-        Some(Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM)) => Err(Undelivered::Stalled),
-        Some(Err(Errno::FAULT)) => Err(Undelivered::Unmapped),
+        Some(Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM)) => Err(Cause::Stalled),
+        Some(Err(Errno::FAULT)) => Err(Cause::Unmapped),
         // No thread now, or no number in its table, which says nothing of the server.
-        None | Some(Err(Errno::MFILE | Errno::NFILE)) => Err(Undelivered::Absent),
+        None | Some(Err(Errno::MFILE | Errno::NFILE)) => Err(Cause::Absent),
         Some(Err(errno)) => {
             disconnected();
             IS_STRANGER.store(errno == Errno::PERM, Ordering::Relaxed);
-            Err(if errno == Errno::PERM { Undelivered::Stranger } else { Undelivered::Absent })
+            Err(if errno == Errno::PERM { Cause::Stranger } else { Cause::Absent })
         }
     }
 }

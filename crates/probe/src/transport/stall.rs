@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
 
-use super::Undelivered;
 use crate::process::clock::monotonic_ns;
+use crate::process::losses::Cause;
 
 /// Time that was waited, of whatever threads: where several wait at the same time, it counts once.
 pub(super) struct Waited {
@@ -80,11 +80,11 @@ pub(super) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
 }
 
 /// Waits until the server has read something; an error at the end of the stall's time.
-pub(super) fn wait_for_room(fd: BorrowedFd<'_>) -> Result<(), Undelivered> {
+pub(super) fn wait_for_room(fd: BorrowedFd<'_>) -> Result<(), Cause> {
     let left = left_ns();
     if left == 0 {
         went_through(fd);
-        return if left_ns() == 0 { Err(Undelivered::Stalled) } else { Ok(()) };
+        return if left_ns() == 0 { Err(Cause::Stalled) } else { Ok(()) };
     }
     // Readiness, a signal and the end of the time all lead to another try, which finds out.
     let timeout = Timespec { tv_sec: 0, tv_nsec: left as _ };

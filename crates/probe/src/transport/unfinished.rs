@@ -10,11 +10,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use socktrace_ring::Writer;
 
-use crate::emit::{Cause, count_loss};
 use crate::process;
 use crate::process::clock::now_ns;
+use crate::process::losses::Cause;
+use crate::sys::confined::is_confined;
 use crate::sys::is_on_alternate_stack;
-use crate::table::descriptors;
 
 /// Notes, by thread id: threads whose ids are equal to this modulus share one, and then only the first has it.
 const NOTES: usize = 1024;
@@ -75,12 +75,14 @@ fn settle(writer: &Writer, tid: u32, frame: usize, (note, found): (&AtomicU64, u
     let ahead = (found as u32).wrapping_sub((head >> ALIGNMENT) as u32);
     let position = head + (u64::from(ahead) << ALIGNMENT);
     if let Some(owner) = writer.unfinished(position) {
-        if owner != tid || process::is_confined() || !was_left(found, frame) {
+        if owner != tid || is_confined() || !was_left(found, frame) {
             return false;
         }
         if writer.abandon(position, tid) {
             // How many bytes it would have had, nobody knows; the connection's next event says it by its offset.
-            count_loss(0, now_ns(), Cause::Left);
+            let now_ns = now_ns();
+            process::own().lost.count(0, now_ns, Cause::Left);
+            writer.memory().words().note_losses(1, 0, now_ns);
         }
     }
     note.store(0, Ordering::Relaxed);
@@ -102,7 +104,5 @@ pub(super) fn is_any() -> bool {
 
 /// The threads whose notes these were are not in the child.
 pub(super) fn after_fork() {
-    if descriptors::is_tracing() {
-        OPEN.iter().for_each(|note| note.store(0, Ordering::Relaxed));
-    }
+    OPEN.iter().for_each(|note| note.store(0, Ordering::Relaxed));
 }

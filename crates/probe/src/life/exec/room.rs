@@ -9,8 +9,10 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use crate::arch::register::thread_pointer;
 use crate::process;
-use crate::sys::{params, thread_pointer};
+use crate::sys::confined::is_confined;
+use crate::sys::params;
 
 /// Threads that may execute programs at one time without memory being mapped for each anew.
 const MAX_PLACES: usize = 64;
@@ -104,7 +106,7 @@ impl Drop for Room {
 
 /// Not where a filter might forbid it.
 fn map(len: usize) -> Option<*mut u8> {
-    if process::is_confined() {
+    if is_confined() {
         return None;
     }
     let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
@@ -113,7 +115,7 @@ fn map(len: usize) -> Option<*mut u8> {
 }
 
 fn unmap(at: *mut u8, len: usize) {
-    if !at.is_null() && !process::is_confined() {
+    if !at.is_null() && !is_confined() {
         // SAFETY: a mapping of ours that nobody else knows of any more.
         let _ = unsafe { munmap(at.cast(), len) };
     }

@@ -9,8 +9,8 @@ use rustix::fd::BorrowedFd;
 use rustix::fs::{FileType, SeekFrom, fstat, seek};
 use rustix::io::pread;
 
-use super::Call;
-use crate::process;
+use super::call::Call;
+use crate::sys::confined::is_confined;
 
 /// The file that sendfile(2) is about to send from.
 pub(crate) struct Source {
@@ -26,7 +26,7 @@ impl Source {
     /// Looks at the file before the call, if the call is one to record.
     pub(crate) fn before(call: &Call, fd: i32, offset: *const c_long) -> Self {
         let mut source = Self { fd, offset, position: None, is_file: false };
-        if fd < 0 || call.is_idle(false) || process::is_confined() {
+        if fd < 0 || call.is_idle(false) || is_confined() {
             return source;
         }
         // SAFETY: not -1; a closed one only makes the questions fail.

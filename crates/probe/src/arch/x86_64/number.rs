@@ -1,16 +1,16 @@
-//! Numbers of the system calls that have a hook, as syscall(2) takes them (linux/arch/x86/entry/syscalls/syscall_64.tbl).
+//! Numbers of system calls, as syscall(2) takes them (linux/arch/x86/entry/syscalls/syscall_64.tbl).
 
 use core::ffi::c_long;
 
 macro_rules! numbers {
-    ($($name:ident = $number:literal,)+) => { $(pub(super) const $name: c_long = $number;)+ };
+    ($($name:ident = $number:literal,)+) => { $(pub(crate) const $name: c_long = $number;)+ };
 }
 
-#[cfg(target_arch = "x86_64")]
 numbers! {
     READ = 0,
     WRITE = 1,
     CLOSE = 3,
+    RT_SIGPROCMASK = 14,
     READV = 19,
     WRITEV = 20,
     DUP = 32,
@@ -27,15 +27,23 @@ numbers! {
     BIND = 49,
     LISTEN = 50,
     SOCKETPAIR = 53,
+    GETSOCKOPT = 55,
     CLONE = 56,
     VFORK = 58,
     EXECVE = 59,
+    EXIT = 60,
+    WAIT4 = 61,
     FCNTL = 72,
+    SIGALTSTACK = 131,
     PIVOT_ROOT = 155,
     PRCTL = 157,
     SETRLIMIT = 160,
     CHROOT = 161,
+    CLOCK_GETTIME = 228,
     EXIT_GROUP = 231,
+    TGKILL = 234,
+    FACCESSAT = 269,
+    UNSHARE = 272,
     SPLICE = 275,
     ACCEPT4 = 288,
     DUP3 = 292,
@@ -43,10 +51,12 @@ numbers! {
     PRLIMIT64 = 302,
     SENDMMSG = 307,
     SETNS = 308,
+    PROCESS_VM_READV = 310,
     SECCOMP = 317,
     EXECVEAT = 322,
     PREADV2 = 327,
     PWRITEV2 = 328,
+    PIDFD_OPEN = 434,
     CLONE3 = 435,
     CLOSE_RANGE = 436,
     PIDFD_GETFD = 438,

@@ -2,11 +2,11 @@
 
 /// An instruction that does the same elsewhere, once its displacement is adjusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Instruction {
+pub(crate) struct Instruction {
     /// Bytes.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// Where in it there is a 32-bit displacement from the instruction's end, if there is one.
-    pub(super) displacement: Option<usize>,
+    pub(crate) displacement: Option<usize>,
 }
 
 /// What follows an opcode.
@@ -22,7 +22,7 @@ enum Form {
 
 /// The instruction at the front of `code`; `None` for one that cannot be moved, or is not known here: jumps, calls,
 /// returns, system calls.
-pub(super) fn decode(code: &[u8]) -> Option<Instruction> {
+pub(crate) fn decode(code: &[u8]) -> Option<Instruction> {
     let mut at = 0;
     let mut is_16_bit = false;
     loop {
@@ -82,14 +82,14 @@ pub(super) fn decode(code: &[u8]) -> Option<Instruction> {
 }
 
 /// Whether an instruction, whole and alone, does nothing: nop, with prefixes and operands that make it longer.
-pub(super) fn is_nop(code: &[u8]) -> bool {
+pub(crate) fn is_nop(code: &[u8]) -> bool {
     let prefixes = code.iter().take_while(|&&byte| matches!(byte, 0x66 | 0x2e)).count();
     matches!(code[prefixes..], [0x90] | [0x0f, 0x1f, ..])
 }
 
 /// The length of an instruction by which a program goes elsewhere, which [`decode`] refuses, and whether it may go on to
 /// the next one.
-pub(super) fn control(code: &[u8]) -> Option<(usize, bool)> {
+pub(crate) fn control(code: &[u8]) -> Option<(usize, bool)> {
     let found = match *code {
         // ret, hlt; jmp.
         [0xc3 | 0xf4, ..] => (1, false),

@@ -10,31 +10,31 @@
 use super::instruction;
 
 /// `jmp rel32`.
-pub(super) const JUMP_LEN: usize = 5;
+pub(crate) const JUMP_LEN: usize = 5;
 /// `jmp rel8`.
-pub(super) const SHORT_JUMP_LEN: usize = 2;
+pub(crate) const SHORT_JUMP_LEN: usize = 2;
 /// `ret`.
-pub(super) const RET: u8 = 0xc3;
+pub(crate) const RET: u8 = 0xc3;
 /// Bytes of code that undoes what a function has begun with.
-pub(super) const MAX_UNDO: usize = 48;
+pub(crate) const MAX_UNDO: usize = 48;
 /// Bytes of a function that are looked at for a place for the jump.
-pub(super) const MAX_FRONT: usize = 64;
+pub(crate) const MAX_FRONT: usize = 64;
 
 /// An instruction that a jump can be put over.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Site {
+pub(crate) struct Site {
     /// Where it begins, in bytes from the function's start.
-    pub(super) at: usize,
+    pub(crate) at: usize,
     /// Its own length.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// What takes back the instructions before it.
-    pub(super) undo: Undo,
+    pub(crate) undo: Undo,
 }
 
 /// Code that makes registers and stack what they were when the function was called; those that no function takes
 /// anything in (rax, r10, r11 and the flags) may differ.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Undo {
+pub(crate) struct Undo {
     bytes: [u8; MAX_UNDO],
     /// It is put together from its end: what was done last is undone first.
     start: usize,
@@ -47,13 +47,13 @@ impl Undo {
         Some(())
     }
 
-    pub(super) fn code(&self) -> &[u8] {
+    pub(crate) fn code(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
 }
 
 /// The first instruction of a function that `suits`, of those that can be reached with all before them undone.
-pub(super) fn find(code: &[u8], mut suits: impl FnMut(&Site) -> bool) -> Option<Site> {
+pub(crate) fn find(code: &[u8], mut suits: impl FnMut(&Site) -> bool) -> Option<Site> {
     let mut site = Site { at: 0, len: 0, undo: Undo { bytes: [0; MAX_UNDO], start: MAX_UNDO } };
     let mut saved = Registers(0);
     loop {
@@ -175,7 +175,7 @@ fn is_own_frame(modrm: u8, displacement: Option<u8>, saved: Registers) -> bool {
 }
 
 /// Bytes of padding before a function that begins at the end of `code`: instructions that do nothing and are not reached.
-pub(super) fn padding_before(code: &[u8]) -> usize {
+pub(crate) fn padding_before(code: &[u8]) -> usize {
     /// The longest that is taken for such: what aligns a function to 16 bytes.
     const MAX: usize = 15;
     let is_padding = |&len: &usize| code.len().checked_sub(len).is_some_and(|from| nops(&code[from..]) == len);
@@ -197,7 +197,7 @@ fn nops(code: &[u8]) -> usize {
 
 /// Looks for padding that is never executed, in code that begins with an instruction: what does nothing and comes behind one
 /// that does not go on to the next. Gives where it is and how long, until `take` wants no more.
-pub(super) fn unreached(code: &[u8], mut take: impl FnMut(usize, usize) -> bool) {
+pub(crate) fn unreached(code: &[u8], mut take: impl FnMut(usize, usize) -> bool) {
     let mut at = 0;
     while let Some(rest) = code.get(at..).filter(|rest| !rest.is_empty()) {
         let (len, goes_on) = match (instruction::decode(rest), instruction::control(rest)) {

@@ -1,16 +1,20 @@
 //! Whether a function is what libc's function of its name is: a system call with that call's number.
 
 use super::instruction;
-use crate::sys::library::Range;
 
 /// Bytes of a function that are looked at, where it does not say how long it is.
 const MAX_LEN: usize = 256;
 
 /// Whether the code of a function has the number of a system call, and that or a function that it calls has the
-/// instruction. One that goes on to libc's function has not, and is nothing of ours: libc's is hooked.
-pub(super) fn makes_call(text: Range, at: usize, len: usize, number: u32) -> bool {
-    let found = look(text, at, len, number);
-    let is_in_callee = |callee: &usize| text.contains(*callee) && look(text, *callee, 0, number).makes_call;
+/// instruction. One that goes on to libc's function has not, and is nothing of ours: libc's is hooked. `code` gives that
+/// of the library at an address, at most so many bytes; none where it has none.
+pub(crate) fn makes_call<'a>(code: impl Fn(usize, usize) -> &'a [u8], at: usize, len: usize, number: u32) -> bool {
+    let look = |at, len| {
+        let len = if len == 0 { MAX_LEN } else { len };
+        look(code(at, len), at, number)
+    };
+    let found = look(at, len);
+    let is_in_callee = |callee: &usize| look(*callee, 0).makes_call;
     found.has_number && (found.makes_call || found.calls.iter().any(is_in_callee))
 }
 
@@ -22,10 +26,7 @@ struct Found {
     calls: [usize; 4],
 }
 
-fn look(text: Range, at: usize, len: usize, number: u32) -> Found {
-    let len = if len == 0 { MAX_LEN } else { len };
-    // SAFETY: a library's code, mapped as long as it is.
-    let code = unsafe { super::code(text, at, len) };
+fn look(code: &[u8], at: usize, number: u32) -> Found {
     let (mut found, mut offset, mut calls) = (Found::default(), 0, 0);
     while let Some(rest) = code.get(offset..).filter(|rest| !rest.is_empty()) {
         let (len, goes_on) = match (instruction::decode(rest), instruction::control(rest)) {
