@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use socktrace_event::{Event, notice};
-use socktrace_export::directory::{Filter, Options};
-use socktrace_export::{Exporter, LeftOut, Pcapng, Perfetto, Ports, Progress, Report};
+use socktrace_event::notice;
+use socktrace_export::{Exporter, LeftOut, Pcapng, Perfetto, Ports, Progress};
 use socktrace_recording::Recording;
-use socktrace_view::losses::Losses;
 
 use crate::args::{ExportArgs, ExportFormat};
 use crate::packets::open_binary;
@@ -28,7 +26,7 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
         None => format_of(&args.output)?,
     };
     // Before the file is touched.
-    let mut scopes = [args.scope.scope()?, args.scope.scope()?];
+    let scope = args.scope.scope()?;
     Recording::open(&args.dir)?;
     let output = (args.output.as_os_str() != "-").then_some(&*args.output);
     let writer = BufWriter::with_capacity(BUFFER_LEN, open_binary(output)?);
@@ -36,20 +34,8 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
         Ok(exporter) => exporter,
         Err(error) => return gone_or(error.into()),
     };
-    let mut losses = Losses::default();
     let mut bar = Bar::new();
-    let result = socktrace_export::export(
-        &args.dir,
-        &mut *exporter,
-        &mut Options {
-            ports,
-            filters: scopes
-                .each_mut()
-                .map(|scope| Box::new(|event: &Event<'_>| scope.lets_through(event)) as Filter<'_>),
-            note: &mut |event| losses.note(event),
-            progress: &mut |progress| bar.show(progress),
-        },
-    );
+    let result = socktrace_export::export(&args.dir, &mut *exporter, &ports, scope, &mut |progress| bar.show(progress));
     bar.clear();
     match result {
         Ok(report) => {
@@ -58,7 +44,7 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode> {
                     "messages of D-Bus are in their streams only: with --dbus each is a packet, too, as Wireshark dissects them",
                 );
             }
-            tell(&args.dir, &report, &losses);
+            report.sentences(&args.dir).iter().for_each(|sentence| notice(sentence));
         }
         Err(error) => return gone_or(error.into()),
     }
@@ -96,18 +82,6 @@ fn format_of(path: &Path) -> Result<ExportFormat> {
             path.display()
         ),
     }
-}
-
-fn tell(dir: &Path, report: &Report, losses: &Losses) {
-    let shown = dir.display();
-    report.condition.sentences(dir).iter().for_each(|sentence| notice(sentence));
-    if report.left_out > 0 {
-        notice(&format!(
-            "{shown}: {} events are left out: they are of more connections than there is room for",
-            report.left_out
-        ));
-    }
-    losses.sentences().iter().for_each(|sentence| notice(sentence));
 }
 
 /// A bar on standard error, if that is a terminal.

@@ -12,7 +12,7 @@ use socktrace_recording::Recorder;
 use socktrace_view::{Shown, Traffic, View};
 
 use crate::args::{FilterArgs, ViewArgs};
-use crate::output::{Default, Destination, ORDERING_TIME, Output};
+use crate::output::{Destination, ORDERING_TIME, Output};
 use crate::packets::Kept;
 
 type Problem = Box<dyn Error + Send + Sync>;
@@ -49,9 +49,8 @@ impl Live {
         view: &ViewArgs,
         relay: Option<Relay>,
     ) -> Result<Self> {
-        let default = if view.json { Default::Stdout } else { Default::Stderr };
         let (scope, selection) = filter.both()?;
-        let destination = Destination::open(view.output.as_deref(), default, view.color.into())?;
+        let destination = Destination::open(view, view.json)?;
         let wants_lines = view.output.is_some() || view.text || view.hex || view.full || view.json;
         let is_shown = wants_lines || !matches!(kept, Kept::Packets { are_shown_elsewhere: true, .. });
         let is_unseen = (!is_shown || destination.is_null)

@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anstream::{AutoStream, ColorChoice};
+use anstream::AutoStream;
+use anstream::stream::RawStream;
 use anyhow::{Error, Result, anyhow};
+use clap::ColorChoice;
 use socktrace_event::{End, PathError, Taken, errno, notice};
 use socktrace_recording::private;
 use socktrace_view::{Lines, Printer};
+
+use crate::args::ViewArgs;
 
 /// How much waits for a slow reader while a program is traced, in bytes: beyond that, lines are dropped and counted,
 /// because the program must not wait.
@@ -56,13 +59,6 @@ impl<W: Write> Write for Named<W> {
     }
 }
 
-/// The default destination.
-#[derive(Clone, Copy, Debug)]
-pub enum Default {
-    Stdout,
-    Stderr,
-}
-
 /// A destination, opened.
 pub struct Destination {
     writer: Box<dyn Write + Send>,
@@ -78,32 +74,26 @@ impl Destination {
         Self { writer, colour: false, is_null: false }
     }
 
+    /// What is named by `-o`, else standard output or standard error.
+    ///
     /// # Errors
     ///
     /// The file cannot be made.
-    pub fn open(file: Option<&Path>, default: Default, colour: ColorChoice) -> Result<Self> {
-        let is_on = |auto: ColorChoice| match colour {
-            ColorChoice::Auto => auto != ColorChoice::Never,
-            chosen => chosen != ColorChoice::Never,
-        };
-        Ok(match (file, default) {
-            (Some(path), _) => {
+    pub fn open(args: &ViewArgs, is_stdout: bool) -> Result<Self> {
+        let (writer, knows_colour, is_null): (Box<dyn Write + Send>, _, _) = match &args.output {
+            Some(path) => {
                 let file = private::create(path)?;
-                let auto = if file.is_terminal() { AutoStream::choice(&io::stderr()) } else { ColorChoice::Never };
-                let is_null = is_null(&file);
-                Self { writer: Box::new(Named::new(file, path.display())), colour: is_on(auto), is_null }
+                let (knows_colour, is_null) = (file.is_terminal() && knows_colour(&io::stderr()), is_null(&file));
+                (Box::new(Named::new(file, path.display())), knows_colour, is_null)
             }
-            (None, Default::Stdout) => Self {
-                writer: Box::new(Named::new(io::stdout(), STDOUT)),
-                colour: is_on(AutoStream::choice(&io::stdout())),
-                is_null: false,
-            },
-            (None, Default::Stderr) => Self {
-                writer: Box::new(Named::new(io::stderr(), "standard error")),
-                colour: is_on(AutoStream::choice(&io::stderr())),
-                is_null: false,
-            },
-        })
+            None if is_stdout => (Box::new(Named::new(io::stdout(), STDOUT)), knows_colour(&io::stdout()), false),
+            None => (Box::new(Named::new(io::stderr(), "standard error")), knows_colour(&io::stderr()), false),
+        };
+        let colour = match args.color {
+            ColorChoice::Auto => knows_colour,
+            chosen => chosen == ColorChoice::Always,
+        };
+        Ok(Self { writer, colour, is_null })
     }
 
     /// A thread that writes, so that nobody else waits for the reader. What comes within `ordering` is written by time.
@@ -123,6 +113,11 @@ impl Printer for Destination {
     fn print(&mut self, lines: &Lines) -> Taken<Error> {
         write(&mut *self.writer, &lines.bytes)
     }
+}
+
+/// Whether a stream leads to a terminal that shows colours, and the environment does not ask for none.
+fn knows_colour(stream: &impl RawStream) -> bool {
+    AutoStream::choice(stream) != anstream::ColorChoice::Never
 }
 
 fn is_null(file: &File) -> bool {

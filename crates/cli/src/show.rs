@@ -8,13 +8,13 @@ use socktrace_recording::{Follow, Next};
 use socktrace_view::{Scope, Shown, Traffic, View};
 
 use crate::args::ShowArgs;
-use crate::output::{Default, Destination};
+use crate::output::Destination;
 
 /// `socktrace show`
 pub fn show(args: &ShowArgs) -> Result<ExitCode> {
     let (scope, selection) = args.filter.both()?;
     let mut recording = Follow::open(&args.dir, args.follow)?;
-    let destination = Destination::open(args.view.output.as_deref(), Default::Stdout, args.view.color.into())?;
+    let destination = Destination::open(&args.view, true)?;
     let view = View::new(args.view.style(destination.colour), Traffic::new(selection, None));
     let mut shown = Shown::new(view, destination, false);
     let is_removed = match show_all(args, &mut recording, scope, &mut shown) {

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use socktrace_event::Event;
 use socktrace_recording::{Condition, Ordered, Recorded};
+use socktrace_view::Scope;
+use socktrace_view::losses::Losses;
 
 use crate::Exporter;
 use crate::ports::{Ports, SNIFFED_LEN};
@@ -23,7 +25,7 @@ pub struct Progress {
 }
 
 /// What was exported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Report {
     /// Events read.
     pub events: u64,
@@ -31,26 +33,22 @@ pub struct Report {
     pub condition: Condition,
     /// Events of connections that there was no room for.
     pub left_out: u64,
+    /// What was lost, also of what was not asked for.
+    pub losses: Losses,
 }
 
-/// What is exported, and who wants to know.
-pub struct Options<'o> {
-    /// Ports for paths.
-    pub ports: Ports,
-    /// Two that are alike, one for each reading: asked of each event in order whether it is let through.
-    pub filters: [Filter<'o>; 2],
-    /// Told of each event, also of those that are not let through.
-    pub note: &'o mut dyn FnMut(&Event<'_>),
-    /// Told now and then.
-    pub progress: &'o mut dyn FnMut(Progress),
-}
-
-/// Says whether an event is let through.
-pub type Filter<'o> = Box<dyn FnMut(&Event<'_>) -> bool + 'o>;
-
-impl std::fmt::Debug for Options<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options").field("ports", &self.ports).finish_non_exhaustive()
+impl Report {
+    /// What there is to say of the recording in this folder and of what is not exported, a sentence each.
+    pub fn sentences(&self, folder: &Path) -> Vec<String> {
+        let mut all = self.condition.sentences(folder);
+        if self.left_out > 0 {
+            let (folder, events) = (folder.display(), self.left_out);
+            all.push(format!(
+                "{folder}: {events} events are left out: they are of more connections than there is room for"
+            ));
+        }
+        all.extend(self.losses.sentences());
+        all
     }
 }
 
@@ -66,7 +64,8 @@ pub enum Error {
     Output(#[from] io::Error),
 }
 
-/// Exports a recorded directory, as far as it goes when this begins.
+/// Exports what a scope lets through of a recorded directory, as far as it goes when this begins. `ports` says which ports
+/// paths have, and `progress` is told now and then.
 ///
 /// Memory does not depend on how much was recorded, but on how many connections: some 100 bytes for each, and what
 /// [`Exporter`] keeps of those that go on. Of more connections than the survey has room for nothing is exported, and the
@@ -75,8 +74,15 @@ pub enum Error {
 /// # Errors
 ///
 /// One line: no recording, not readable, the output cannot be written.
-pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<'_>) -> Result<Report, Error> {
-    let Options { ports, filters: [first, second], note, progress } = options;
+pub fn export(
+    folder: &Path,
+    exporter: &mut dyn Exporter,
+    ports: &Ports,
+    mut scope: Scope,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report, Error> {
+    // Each reading begins with no connection.
+    let mut first = scope.clone();
     let (mut survey, mut lines) = (Survey::default(), 0_u64);
     let mut tell = |done, end: u64| {
         lines += 1;
@@ -86,7 +92,7 @@ pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<
     };
     let mut ordered = Ordered::open_noting(folder, &mut |recording, event| {
         tell(recording.at(), recording.end());
-        if first(event) {
+        if first.lets_through(event) {
             survey.note(event, ports, || recording.beginning(event, SNIFFED_LEN));
         }
     })?;
@@ -95,12 +101,12 @@ pub fn export(folder: &Path, exporter: &mut dyn Exporter, options: &mut Options<
         report.events += 1;
         tell(end + ordered.recording().at().min(end), end);
         let event = recorded.event();
-        note(&event);
-        if second(&event) {
+        report.losses.note(&event);
+        if scope.lets_through(&event) {
             hand_on(&recorded, &event, exporter, &mut survey)?;
         }
     }
-    (options.progress)(Progress { done: 2 * end, total: 2 * end });
+    progress(Progress { done: 2 * end, total: 2 * end });
     (report.condition, report.left_out) = (ordered.condition(), survey.left_out());
     exporter.finish()?;
     Ok(report)

@@ -5,6 +5,9 @@ use std::io::{self, BufRead, BufReader, Seek};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
 /// The longest line, in bytes. A frame's texts are at most 192 KiB, five times that once they are escaped.
 const MAX_LINE_LEN: usize = 4 << 20;
 /// A file of more lines than this that are no events is not read on: it is something else.
@@ -22,9 +25,9 @@ const BLOCK_LEN: u64 = 512;
 ///
 /// Those of open(2), and [`io::ErrorKind::InvalidInput`], saying what it is, for what is no regular file.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(|error| {
-        if error.raw_os_error() == Some(libc::ELOOP) {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path).map_err(|error| {
+        if Errno::from_io_error(&error) == Some(Errno::LOOP) {
             not_ours("a symbolic link, which is not followed")
         } else {
             error

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use socktrace_event::PathError;
 
@@ -71,7 +72,9 @@ fn create_with(path: &Path, mode: u32) -> Result<File, PathError> {
         return Err(PathError::refused(path, why));
     }
     // Not O_TRUNC: what is another's stays as it is.
-    let open = || File::options().write(true).create(true).mode(mode).custom_flags(libc::O_NOCTTY).open(path);
+    let open = || {
+        File::options().write(true).create(true).mode(mode).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open(path)
+    };
     let file = open().map_err(PathError::output(path, UNWRITABLE))?;
     let stat = file.metadata().map_err(PathError::io(path, "fstat(2)"))?;
     if !stat.is_file() {

@@ -41,8 +41,8 @@ const MAX_REMEMBERED: usize = 64 << 10;
 /// So many connections are remembered with their verdict, at some 20 bytes each; of others the path of each event decides.
 const MAX_CONNECTIONS: usize = 4 << 20;
 
-/// By paths and processes: what is recorded and shown.
-#[derive(Debug)]
+/// By paths and processes: what is recorded and shown. By default everything.
+#[derive(Clone, Debug, Default)]
 pub struct Scope {
     globs: Globs,
     pids: Vec<u32>,
@@ -58,13 +58,7 @@ impl Scope {
     ///
     /// A pattern is none.
     pub fn new(filter: &Filter) -> Result<Self, Invalid> {
-        Ok(Self {
-            globs: Globs::new(&filter.paths)?,
-            pids: filter.pids.clone(),
-            connections: HashMap::new(),
-            verdicts: HashMap::new(),
-            hasher: RandomState::new(),
-        })
+        Ok(Self { globs: Globs::new(&filter.paths)?, pids: filter.pids.clone(), ..Self::default() })
     }
 
     /// Whether everything is asked for.
@@ -145,8 +139,8 @@ fn is_host(event: &Event<'_>) -> bool {
     matches!(event.what, What::HostInit(_) | What::HostShutdown(_) | What::BadFrame(_))
 }
 
-/// By directions and bytes: which of the messages are shown.
-#[derive(Debug)]
+/// By directions and bytes: which of the messages are shown. By default all.
+#[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// `None`: both.
     direction: Direction,

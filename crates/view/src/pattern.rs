@@ -11,7 +11,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use crate::filter::Invalid;
 
 /// Patterns of what is wanted, and of what is not.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Globs {
     wanted: Vec<Regex>,
     excluded: Vec<Regex>,
@@ -19,7 +19,7 @@ pub(crate) struct Globs {
 
 impl Globs {
     pub(crate) fn new(patterns: &[OsString]) -> Result<Self, Invalid> {
-        let mut globs = Self { wanted: Vec::new(), excluded: Vec::new() };
+        let mut globs = Self::default();
         for pattern in patterns {
             let (list, glob) = match pattern.as_bytes().strip_prefix(b"!") {
                 Some(glob) => (&mut globs.excluded, glob),

@@ -8,9 +8,9 @@ use std::os::unix::fs::symlink;
 
 use sha2::{Digest, Sha256};
 use socktrace_event::{Event, EventType, Sink, printable, silence_notices};
-use socktrace_export::directory::{Filter, Options, export};
-use socktrace_export::{Exporter, Pcapng, Perfetto, Ports};
+use socktrace_export::{Exporter, Pcapng, Perfetto, Ports, export};
 use socktrace_recording::{Contents, Recorder, Recording};
+use socktrace_view::Scope;
 
 use crate::input::Input;
 use crate::sandbox::Sandbox;
@@ -123,12 +123,6 @@ fn read(sandbox: &Sandbox) {
     let pcapng = Pcapng::new(sink(), ports.clone()).expect("it is not written");
     let exporters: [Box<dyn Exporter>; 2] = [Box::new(pcapng), Box::new(Perfetto::new(sink()))];
     for mut exporter in exporters {
-        let mut options = Options {
-            ports: ports.clone(),
-            filters: [(); 2].map(|()| Box::new(|_: &Event<'_>| true) as Filter<'_>),
-            note: &mut |_| {},
-            progress: &mut |_| {},
-        };
-        export(sandbox.out(), &mut *exporter, &mut options).expect("a recording");
+        export(sandbox.out(), &mut *exporter, &ports, Scope::default(), &mut |_| {}).expect("a recording");
     }
 }

@@ -3,9 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anstream::ColorChoice;
 use anyhow::{Result, anyhow};
-use clap::{Args, ValueEnum};
+use clap::{Args, ColorChoice, ValueEnum};
 use socktrace_event::Direction;
 use socktrace_view::{Filter, Form, Scope, Selection, Style, Time, is_utf8_locale};
 
@@ -94,8 +93,8 @@ pub struct ViewArgs {
     #[arg(long, value_enum, default_value_t = TimeArg::Local)]
     pub time: TimeArg,
     /// Use colour; auto: on a terminal, unless NO_COLOR is set
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
-    pub color: ColorArg,
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub color: ColorChoice,
 }
 
 impl ViewArgs {
@@ -125,22 +124,4 @@ pub enum TimeArg {
     Relative,
     /// Seconds since the Unix epoch
     Epoch,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ColorArg {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-impl From<ColorArg> for ColorChoice {
-    fn from(color: ColorArg) -> Self {
-        match color {
-            ColorArg::Auto => Self::Auto,
-            ColorArg::Always => Self::Always,
-            ColorArg::Never => Self::Never,
-        }
-    }
 }
