@@ -1,5 +1,6 @@
 //! The socket that a probe reports to, in a folder of its own: what all engines share that bring the probe.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
@@ -31,8 +32,8 @@ impl Collector {
     }
 
     /// For processes that run, which reach it by a path if all of them can, and for what they start. Returns those that do
-    /// not reach it, too.
-    pub fn for_processes(pids: &[u32]) -> Result<(Self, Vec<u32>), Error> {
+    /// not reach it, too, and why.
+    pub fn for_processes(pids: &[u32]) -> Result<(Self, HashMap<u32, Error>), Error> {
         let place = Place::new()?;
         let mut bound = place.bind()?;
         let (mut reached, mut unreached): (Vec<_>, Vec<_>) =
@@ -50,17 +51,18 @@ impl Collector {
             bound.admit(&others)?;
         }
         bound.admit_family(&reached)?;
-        Ok((Self { place, bound }, unreached))
-    }
-
-    /// The socket's path; `@` and a name, of an abstract address.
-    pub fn socket(&self) -> &Path {
-        self.bound.path()
+        let why = format!(
+            "has its own root or mounts, where {} is not, and its own network namespace: TMPDIR may name a folder that it \
+             shares with us",
+            bound.path().display()
+        );
+        let error = |pid| (pid, Error::Process { pid, why: why.clone() });
+        Ok((Self { place, bound }, unreached.into_iter().map(error).collect()))
     }
 
     /// What a probe is told that reports here.
     pub fn tell<'a>(&'a self, params: &Params<'a>) -> Params<'a> {
-        Params { out_socket_path: self.socket().as_os_str().as_bytes(), ..*params }
+        Params { out_socket_path: self.bound.path().as_os_str().as_bytes(), ..*params }
     }
 
     /// What comes to the socket, and the folder.

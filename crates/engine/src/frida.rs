@@ -1,5 +1,6 @@
 //! The probe through Frida's command line: `frida`, or `frida-inject`, which loads agent.js.
 
+use std::collections::HashMap;
 use std::env;
 use std::ffi::OsStr;
 use std::io;
@@ -78,11 +79,10 @@ struct Loader {
     command: PathBuf,
     place: Place,
     agent: PathBuf,
-    socket: PathBuf,
     /// As agent.js takes them.
     parameters: Value,
-    /// Processes that would not reach the socket.
-    unreached: Vec<u32>,
+    /// Processes that would not reach the socket, and why.
+    unreached: HashMap<u32, Error>,
 }
 
 impl Loader {
@@ -91,23 +91,22 @@ impl Loader {
         let library = told.follow_children.then(|| preload::prepare(&collector.place, &told)).transpose()?;
         let preload = library.as_ref().map_or(&b""[..], |library| library.as_os_str().as_encoded_bytes());
         let parameters = agent::parameters(&Params { preload, ..told });
-        let (agent, socket) = (agent::write(&collector.place)?, collector.socket().to_owned());
+        let agent = agent::write(&collector.place)?;
         let (events, place) = collector.split();
-        Ok((events, Self { command, place, agent, socket, parameters, unreached: Vec::new() }))
+        Ok((events, Self { command, place, agent, parameters, unreached: HashMap::new() }))
     }
 
     /// Has Frida load the agent into a process. `leaves`: Frida then leaves the process, with its threads.
     fn load(&self, pid: u32, parameters: &Value, leaves: bool) -> Result<(), Error> {
-        let name = self.command.file_name().unwrap_or_default().to_string_lossy();
+        let is_inject = self.command.file_name().is_some_and(|name| name.to_string_lossy().contains("inject"));
         let mut command = Command::new(&self.command);
         command.arg("-p").arg(pid.to_string());
-        if name.contains("inject") {
-            command.arg("-s").arg(&self.agent).arg("-P").arg(parameters.to_string()).arg("--eternalize");
-        } else {
-            command.arg("-l").arg(&self.agent).arg("-P").arg(parameters.to_string()).arg("-q");
-            if !leaves {
-                command.arg("--eternalize");
-            }
+        command.arg(if is_inject { "-s" } else { "-l" }).arg(&self.agent).arg("-P").arg(parameters.to_string());
+        if !is_inject {
+            command.arg("-q");
+        }
+        if is_inject || !leaves {
+            command.arg("--eternalize");
         }
         // Frida executes files that it puts there, and has a socket there, by a name that everybody knows.
         command.env("TMPDIR", self.place.path(""));
@@ -159,13 +158,8 @@ impl Running for Loader {
 
 impl Attached for Loader {
     fn attach(&mut self, pid: u32) -> Result<(), Error> {
-        if self.unreached.contains(&pid) {
-            let why = format!(
-                "has its own root or mounts, where {} is not, and its own network namespace: TMPDIR may name a folder that it \
-                 shares with us",
-                self.socket.display()
-            );
-            return Err(Error::Process { pid, why });
+        if let Some(error) = self.unreached.remove(&pid) {
+            return Err(error);
         }
         // One that was left there, by a socktrace that was killed, is taken over.
         if target::probe_in(pid) == Probe::Idle {

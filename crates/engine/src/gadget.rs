@@ -7,39 +7,18 @@ use serde_json::{Value, json};
 use socktrace_event::errno;
 use socktrace_params::Params;
 
-use crate::collector::Collector;
 use crate::place::Place;
-use crate::{Engine, Error, Events, Options, Running, Target, agent, preload};
+use crate::{Error, agent};
 
 /// Its copy's name.
 pub(crate) const GADGET: &str = "frida-gadget.so";
 /// Gadget looks for its configuration beside itself, by its own name with this ending.
 const CONFIG: &str = "frida-gadget.config";
 
-/// Gadget's library, wherever the user has it.
-#[derive(Debug)]
-struct Gadget(PathBuf);
-
-pub(crate) fn make(options: &Options) -> Box<dyn Engine> {
-    Box::new(Gadget(options.gadget.clone().unwrap_or_else(|| GADGET.into())))
-}
-
-impl Engine for Gadget {
-    fn hindrance(&self, target: Target<'_>) -> Option<String> {
-        preload::hindrance(target)
-    }
-
-    fn to_run(self: Box<Self>, params: &Params<'_>) -> Result<(Events, Box<dyn Running>), Error> {
-        let collector = Collector::for_program()?;
-        let library = prepare(&collector.place, &self.0, &collector.tell(params))?;
-        Ok(preload::with_library(collector, &library))
-    }
-}
-
 /// Puts a copy of Gadget, its configuration and agent.js in place; returns what is to be preloaded.
 ///
 /// A copy, because Gadget finds itself by the path that the kernel has for its mapping, which follows links.
-fn prepare(place: &Place, gadget: &Path, params: &Params<'_>) -> Result<PathBuf, Error> {
+pub(crate) fn prepare(place: &Place, gadget: &Path, params: &Params<'_>) -> Result<PathBuf, Error> {
     let agent = agent::write(place)?;
     place.write(CONFIG, config(&agent, params).to_string().as_bytes(), 0o644)?;
     let bytes = fs::read(gadget).map_err(|error| {

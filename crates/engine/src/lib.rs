@@ -125,7 +125,7 @@ pub trait Attached {
 pub struct Options {
     /// `--frida`, the `frida` or `frida-inject` command; None: as it is found.
     pub frida: Option<PathBuf>,
-    /// `--gadget`, Frida Gadget's library.
+    /// `--gadget`, Frida Gadget's library, for `preload`; None: the probe.
     pub gadget: Option<PathBuf>,
 }
 
@@ -150,7 +150,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// Those that are chosen by name. The first that can do what is asked for does it unless another one is chosen.
+/// All engines. The first that can do what is asked for does it unless another one is chosen.
 pub const ENGINES: &[Entry] = &[
     Entry { name: "preload", about: "LD_PRELOAD; needs nothing", runs: true, attaches: false, make: preload::make },
     Entry {
@@ -161,7 +161,3 @@ pub const ENGINES: &[Entry] = &[
         make: frida::make,
     },
 ];
-
-/// The one that is chosen by naming its library ([`Options::gadget`]).
-pub const GADGET: Entry =
-    Entry { name: "gadget", about: "Frida Gadget, preloaded", runs: true, attaches: false, make: gadget::make };

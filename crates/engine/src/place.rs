@@ -74,22 +74,13 @@ impl Removal {
     }
 }
 
-/// Why a folder will not do.
-#[derive(Debug)]
-struct Unfit(String);
-
-impl<E: Into<io::Error>> From<E> for Unfit {
-    fn from(error: E) -> Self {
-        Self(errno::explain(&error.into()))
-    }
+/// A folder will not do, and why.
+fn unfit<T>(why: impl Into<String>) -> io::Result<T> {
+    Err(io::Error::other(why.into()))
 }
 
-fn unfit<T>(why: impl Into<String>) -> Result<T, Unfit> {
-    Err(Unfit(why.into()))
-}
-
-fn cannot_make(error: Errno) -> Unfit {
-    Unfit(format!("cannot make a folder there: {}", errno::words(error.raw_os_error())))
+fn cannot_make(error: Errno) -> io::Error {
+    io::Error::other(format!("cannot make a folder there: {}", errno::explain(&error)))
 }
 
 impl Place {
@@ -98,13 +89,13 @@ impl Place {
         for base in bases() {
             match parent_in(&base).and_then(|parent| Self::in_parent(&parent)) {
                 Ok(place) => return Ok(place),
-                Err(Unfit(error)) => why.push(format!("{}: {error}", base.path.display())),
+                Err(error) => why.push(format!("{}: {}", base.path.display(), errno::explain(&error))),
             }
         }
         Err(Error::NoPlace(why.join("; ")))
     }
 
-    fn in_parent(parent: &Path) -> Result<Self, Unfit> {
+    fn in_parent(parent: &Path) -> io::Result<Self> {
         let parent_fd = File::open(parent)?;
         let (folder, name) = make_folder(&parent_fd)?;
         let path = parent.join(name);
@@ -201,7 +192,7 @@ fn bases() -> Vec<Base> {
 }
 
 /// Makes or finds the parent folder there, from whose folders programs can load libraries that LD_PRELOAD names.
-fn parent_in(base: &Base) -> Result<PathBuf, Unfit> {
+fn parent_in(base: &Base) -> io::Result<PathBuf> {
     let path = fs::canonicalize(&base.path)?;
     let (fd, is_shared) = open_trusted(&path, base)?;
     if fstatvfs(&fd)?.f_flag.contains(StatVfsMountFlags::NOEXEC) {
@@ -223,11 +214,11 @@ fn parent_in(base: &Base) -> Result<PathBuf, Unfit> {
             Err(error) => claimed = Some(error),
         }
     }
-    Err(claimed.unwrap_or_else(|| Unfit("no name left".into())))
+    Err(claimed.unwrap_or_else(|| io::Error::other("no name left")))
 }
 
 /// Whether LD_PRELOAD and a socket's address can have it.
-fn suits(parent: &Path) -> Result<(), Unfit> {
+fn suits(parent: &Path) -> io::Result<()> {
     let bytes = parent.as_os_str().as_bytes();
     if bytes.len() > MAX_PARENT_LEN {
         return unfit("its path is too long for a socket's");
@@ -240,7 +231,7 @@ fn suits(parent: &Path) -> Result<(), Unfit> {
 }
 
 /// Opens a folder that nobody but us and root can put another in the place of, and says whether all can make entries in it.
-fn open_trusted(path: &Path, base: &Base) -> Result<(OwnedFd, bool), Unfit> {
+fn open_trusted(path: &Path, base: &Base) -> io::Result<(OwnedFd, bool)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut fd = openat(rustix::fs::CWD, "/", flags, Mode::empty())?;
     let mut at = PathBuf::from("/");
@@ -281,7 +272,7 @@ fn is_root_unknown() -> bool {
 }
 
 /// Makes a folder, or takes the one that is there, if it is ours. Only we can write to it from here on.
-fn own_folder(base: &OwnedFd, name: &str) -> Result<(), Unfit> {
+fn own_folder(base: &OwnedFd, name: &str) -> io::Result<()> {
     match mkdirat(base, name, NEW_FOLDER_MODE) {
         // Ours, and nobody else can have put something in its place. The umask may have taken our own rights, too.
         Ok(()) => chmodat(base, name, FOLDER_MODE, AtFlags::empty())?,
@@ -291,9 +282,8 @@ fn own_folder(base: &OwnedFd, name: &str) -> Result<(), Unfit> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = match openat(base, name, flags, Mode::empty()) {
         Err(Errno::NOTDIR | Errno::LOOP) => return unfit(format!("{name} there is no folder")),
-        opened => {
-            opened.map_err(|error| Unfit(format!("{name} there cannot be opened: {}", errno::explain(&error))))?
-        }
+        opened => opened
+            .map_err(|error| io::Error::other(format!("{name} there cannot be opened: {}", errno::explain(&error))))?,
     };
     let stat = fstat(&folder)?;
     if stat.st_uid != geteuid().as_raw() {
@@ -306,7 +296,7 @@ fn own_folder(base: &OwnedFd, name: &str) -> Result<(), Unfit> {
 }
 
 /// Makes a folder for us alone and locks it.
-fn make_folder(parent: &File) -> Result<(OwnedFd, OsString), Unfit> {
+fn make_folder(parent: &File) -> io::Result<(OwnedFd, OsString)> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
     for n in 0..MAX_NAMES {
@@ -421,7 +411,7 @@ mod tests {
         let path = fs::canonicalize(folder.path()).unwrap();
         let opened = |path: &Path, may_be_shared| {
             let shared = open_trusted(path, &base(path.to_owned(), may_be_shared)).map(|(_, is_shared)| is_shared);
-            shared.map_err(|Unfit(why)| why)
+            shared.map_err(|error| error.to_string())
         };
         assert_eq!(opened(&path, false), Ok(false));
         assert_eq!(opened(Path::new("/tmp"), false), Err("others can write to it".into()));
@@ -449,12 +439,12 @@ mod tests {
         assert!(own_folder(&base, "made").is_ok());
         assert_eq!(mode(&made), 0o755);
         symlink(&made, folder.path().join("link")).unwrap();
-        assert!(own_folder(&base, "link").unwrap_err().0.contains("no folder"));
+        assert!(own_folder(&base, "link").unwrap_err().to_string().contains("no folder"));
         fs::write(folder.path().join("file"), "").unwrap();
         assert!(own_folder(&base, "file").is_err());
         if geteuid().is_root() {
             rustix::fs::chown(&made, Some(rustix::fs::Uid::from_raw(65534)), None).unwrap();
-            assert!(own_folder(&base, "made").unwrap_err().0.contains("another user"));
+            assert!(own_folder(&base, "made").unwrap_err().to_string().contains("another user"));
         }
     }
 

@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use socktrace_event::PathError;
 use socktrace_params::Params;
@@ -12,7 +12,7 @@ use socktrace_params::Params;
 use crate::collector::Collector;
 use crate::place::{Place, Removal};
 use crate::start::{Program, Signals, Start, With};
-use crate::{Engine, Error, Events, Options, Running, Target, program};
+use crate::{Engine, Error, Events, Options, Running, Target, gadget, program};
 
 /// The probe looks for its own entry in LD_PRELOAD by this name, and for its parameters beside it.
 pub(crate) const PROBE: &str = "socktrace-probe.so";
@@ -28,30 +28,34 @@ const ALIAS: &str = "not-libasan.so-nor-libclang_rt.asan";
 const NEVER_LOADED: &str = "the probe never loaded: the program ended before its libraries were loaded, its dynamic \
                             loader ignores LD_PRELOAD, or the program may not read the probe";
 
+/// `gadget`: Frida Gadget's library, which is preloaded in the probe's place.
 #[derive(Debug)]
-struct Preload;
+struct Preload {
+    gadget: Option<PathBuf>,
+}
 
-pub(crate) fn make(_: &Options) -> Box<dyn Engine> {
-    Box::new(Preload)
+pub(crate) fn make(options: &Options) -> Box<dyn Engine> {
+    Box::new(Preload { gadget: options.gadget.clone() })
 }
 
 impl Engine for Preload {
     fn hindrance(&self, target: Target<'_>) -> Option<String> {
-        hindrance(target)
+        match target {
+            Target::Program { path, arguments } => program::hindrance(path, arguments),
+            Target::Process(pid) => Some(format!("process {pid}: has loaded its libraries already")),
+        }
     }
 
     fn to_run(self: Box<Self>, params: &Params<'_>) -> Result<(Events, Box<dyn Running>), Error> {
         let collector = Collector::for_program()?;
-        let library = prepare(&collector.place, &collector.tell(params))?;
-        Ok(with_library(collector, &library))
-    }
-}
-
-/// What keeps the dynamic loader from loading a library first.
-pub(crate) fn hindrance(target: Target<'_>) -> Option<String> {
-    match target {
-        Target::Program { path, arguments } => program::hindrance(path, arguments),
-        Target::Process(pid) => Some(format!("process {pid}: has loaded its libraries already")),
+        let (place, told) = (&collector.place, collector.tell(params));
+        let library = match self.gadget {
+            Some(gadget) => gadget::prepare(place, &gadget, &told)?,
+            None => prepare(place, &told)?,
+        };
+        let list = list_with(env::var_os("LD_PRELOAD"), library.as_os_str());
+        let (events, place) = collector.split();
+        Ok((events, Box::new(Preloaded { place, list })))
     }
 }
 
@@ -69,13 +73,6 @@ pub(crate) fn prepare(place: &Place, params: &Params<'_>) -> Result<PathBuf, Err
     let alias = place.path(ALIAS);
     symlink(".", &alias).map_err(PathError::io(&alias, "cannot be made"))?;
     Ok(library(place))
-}
-
-/// Ready to start a program that loads a library which reports to the collector.
-pub(crate) fn with_library(collector: Collector, library: &Path) -> (Events, Box<dyn Running>) {
-    let (events, place) = collector.split();
-    let list = list_with(env::var_os("LD_PRELOAD"), library.as_os_str());
-    (events, Box::new(Preloaded { place, list }))
 }
 
 struct Preloaded {
@@ -132,6 +129,6 @@ mod tests {
         let text = std::fs::read(library.with_file_name(PARAMETERS)).unwrap();
         let read = socktrace_params::parse(&text).unwrap();
         assert_eq!(read, Params { text: &text, ..told });
-        assert_eq!(read.out_socket_path, collector.socket().as_os_str().as_encoded_bytes());
+        assert_eq!(read.out_socket_path, collector.place.path("sock").as_os_str().as_encoded_bytes());
     }
 }

@@ -1,15 +1,14 @@
 //! Which engine: a list of them all is in the crate that has them.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use socktrace_engine::{ENGINES, Engine, Entry, GADGET, Options};
+use socktrace_engine::{ENGINES, Engine, Entry, Options};
 
 use super::{AttachArgs, RunArgs};
 
 impl RunArgs {
     /// The engine that is asked for.
     pub fn engine(&self) -> Box<dyn Engine> {
-        let entry = if self.gadget.is_some() { GADGET } else { self.engine };
-        (entry.make)(&Options { frida: self.frida.clone(), gadget: self.gadget.clone() })
+        (self.engine.make)(&Options { frida: self.frida.clone(), gadget: self.gadget.clone() })
     }
 }
 
