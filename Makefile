@@ -126,12 +126,12 @@ lint: deny
 LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-engine socktrace-view socktrace-export
 
 # What goes to crates.io, below target/package, each crate of it built from that alone. The probe goes along as built, for a
-# package cannot build it (frida/socktrace/agent/build.rs).
+# package cannot build it (frida/socktrace/agent/build.rs); it is what makes the tree dirty in cargo's eyes.
 PREBUILT = frida/socktrace/agent/prebuilt
 package: build
 	mkdir -p $(PREBUILT)
 	"$(BUILT)"/release/socktrace-agent --probe $(PREBUILT)/$(shell uname -m).so
-	cargo package --locked --workspace $(UNPUBLISHED:%=--exclude %) $(PACKAGE_FLAGS)
+	cargo package --locked --allow-dirty --workspace $(UNPUBLISHED:%=--exclude %)
 
 # What is of use only where the sources are.
 UNPUBLISHED = socktrace-probe socktrace-e2e socktrace-random socktrace-bench socktrace-fuzz
