@@ -150,3 +150,49 @@ impl Growth {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    /// The numbers of the events up to what is no event, and that.
+    fn next(follow: &mut Follow) -> (Vec<u64>, Next) {
+        let mut numbers = Vec::new();
+        loop {
+            match follow.next_event().unwrap() {
+                Next::Event(recorded) => numbers.push(recorded.event().seq.unwrap_or(0)),
+                // It may be told of the same thing twice.
+                Next::Pause if numbers.is_empty() => {}
+                other => return (numbers, other),
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_is_read_until_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(EVENTS);
+        let line = |seq: u64| format!("{{\"type\":\"ready\",\"ts_ms\":{seq},\"pid\":1,\"seq\":{seq}}}\n");
+        fs::write(&path, [line(1), line(3), line(2)].concat()).unwrap();
+        let mut follow = Follow::open(folder.path(), true).unwrap();
+        assert!(matches!(next(&mut follow), (numbers, Next::Pause) if numbers == [1, 2, 3]));
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(line(5).as_bytes()).unwrap();
+        file.write_all(line(4).as_bytes()).unwrap();
+        assert!(matches!(next(&mut follow), (numbers, Next::Pause) if numbers == [4, 5]));
+        fs::write(&path, line(6)).unwrap();
+        assert!(matches!(next(&mut follow), (numbers, Next::Replaced) if numbers.is_empty()));
+        assert!(matches!(next(&mut follow), (numbers, Next::Pause) if numbers == [6]));
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(next(&mut follow), (numbers, Next::Removed) if numbers.is_empty()));
+        fs::write(&path, line(7) + "{\"type\":\"host_shutdown\",\"ts_ms\":8}\n").unwrap();
+        for goes_on in [true, false] {
+            let mut follow = Follow::open(folder.path(), goes_on).unwrap();
+            assert!(matches!(next(&mut follow), (numbers, Next::End) if numbers == [7, 0]));
+            assert_eq!(follow.ordered().condition(), crate::Condition { has_ended: true, ..Default::default() });
+        }
+    }
+}
