@@ -26,6 +26,24 @@ impl Pair {
         let found = exchange(self, old, new);
         if found == old { Ok(()) } else { Err(found) }
     }
+
+    /// The first word.
+    #[inline]
+    pub(super) fn first(&self) -> u64 {
+        self.0[0].load(Ordering::Acquire)
+    }
+
+    /// Writes the first word, after all that this thread has written before.
+    #[inline]
+    pub(super) fn set_first(&self, word: u64) {
+        self.0[0].store(word, Ordering::Release);
+    }
+
+    /// Writes 0 and `second`, in an order in which an exchange that is made with what was there before never finds half of it.
+    pub(super) fn reset(&self, second: u64) {
+        self.0[1].store(second, Ordering::Relaxed);
+        self.0[0].store(0, Ordering::Relaxed);
+    }
 }
 
 /// `lock cmpxchg16b`, which core only has where it is inlined.

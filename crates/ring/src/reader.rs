@@ -72,7 +72,7 @@ impl Reader {
         let mut left = self.tail.wrapping_sub(self.position);
         let mut state = 0;
         if left != 0 {
-            state = self.memory.header(self.position).0[0].load(Ordering::Acquire);
+            state = self.memory.header(self.position).first();
         }
         if state == 0 {
             let [tail, last] = self.words().tail.read();
@@ -84,7 +84,7 @@ impl Reader {
                 return Step::Corrupt;
             }
             self.tail = tail;
-            state = self.memory.header(self.position).0[0].load(Ordering::Acquire);
+            state = self.memory.header(self.position).first();
             if state == 0 {
                 // Only the last record may be without; its writer, or the next, is at it, or is gone.
                 if record_len(state::frame_len(last)) as u64 != left {
@@ -128,7 +128,7 @@ impl Reader {
             Err(found) => found,
         };
         let left = tail.wrapping_sub(self.position);
-        let state = match self.memory.header(self.position).0[0].load(Ordering::Acquire) {
+        let state = match self.memory.header(self.position).first() {
             0 => last,
             state => state,
         };
@@ -150,10 +150,8 @@ impl Reader {
     pub fn free(&mut self) {
         let mut at = self.freed;
         while at != self.position {
-            let header = self.memory.header(at);
-            // In this order, so that a writer's exchange never finds half of it.
-            header.0[1].store(stamp(at + self.memory.ring_len() as u64, self.memory.ring_len()), Ordering::Relaxed);
-            header.0[0].store(0, Ordering::Relaxed);
+            let ring_len = self.memory.ring_len();
+            self.memory.header(at).reset(stamp(at + ring_len as u64, ring_len));
             at += HEADER_LEN as u64;
         }
         self.freed = self.position;

@@ -87,7 +87,7 @@ impl Writer {
             return;
         }
         let header = self.memory.header(position);
-        if header.0[0].load(Ordering::Acquire) == 0 {
+        if header.first() == 0 {
             let nothing = stamp(position, self.memory.ring_len());
             // Either this one, or the thread whose record it is, or another that saw to it.
             let _ = header.exchange([0, nothing], [last, nothing]);
@@ -163,7 +163,7 @@ impl Record {
     pub fn commit(self) {
         let whole = self.written == state::frame_len(self.state);
         let what = if whole { state::COMMITTED } else { state::VOID };
-        self.memory.header(self.position).0[0].store(self.state | what, Ordering::Release);
+        self.memory.header(self.position).set_first(self.state | what);
     }
 }
 
@@ -179,7 +179,7 @@ impl Writer {
         let Some(state) = self.unfinished_state(position).filter(|state| state::tid(*state) == tid) else {
             return false;
         };
-        self.memory.header(position).0[0].store(state | state::VOID, Ordering::Release);
+        self.memory.header(position).set_first(state | state::VOID);
         true
     }
 
@@ -194,7 +194,7 @@ impl Writer {
         if position.wrapping_sub(head) >= tail.wrapping_sub(head) || !position.is_multiple_of(HEADER_LEN as u64) {
             return None;
         }
-        let state = match self.memory.header(position).0[0].load(Ordering::Acquire) {
+        let state = match self.memory.header(position).first() {
             // Only the last record may be without.
             0 if position.wrapping_add(record_len(state::frame_len(last)) as u64) == tail => last,
             state => state,
