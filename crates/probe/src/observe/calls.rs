@@ -5,9 +5,7 @@
 use core::ffi::c_void;
 use core::sync::atomic::Ordering;
 
-use crate::observe::records::{
-    Change, VANISHED, catch_up, ended, inode, install, move_descriptors, redescribe, report_close, report_listening,
-};
+use crate::observe::records::{Change, VANISHED, ended, inode, install, redescribe, report_close, report_listening};
 use crate::observe::{announce, notices, scan};
 use crate::process::clock::now_ns;
 use crate::process::{self, stack};
@@ -133,7 +131,7 @@ fn listening(fd: i32) {
     }
     let description = connection.description();
     if !description.wanted {
-        return move_descriptors(handle, Slot::Other, fd);
+        return descriptors::move_all(handle, Slot::Other, fd);
     }
     let ts_ns = now_ns();
     let path = description.path.as_bytes();
@@ -167,7 +165,7 @@ fn connected(fd: i32, address: *const c_void, len: usize) {
     let mut path = SocketPath::of(&peer, c"/proc/self/cwd");
     let wanted = path.is_wanted();
     if !wanted && connection.description().socket_type != SOCK_DGRAM {
-        return move_descriptors(handle, Slot::Other, fd);
+        return descriptors::move_all(handle, Slot::Other, fd);
     }
     // A datagram socket that changes its peer begins a new conversation.
     if connection.kind() == Kind::Open {
@@ -275,7 +273,7 @@ pub(crate) fn duplicated(from: i32, to: i32) {
         connection.add_descriptor();
     }
     install(to, slot);
-    catch_up(to, slot);
+    descriptors::catch_up(to, slot);
 }
 
 /// shutdown(2).

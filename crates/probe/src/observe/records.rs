@@ -104,41 +104,5 @@ pub(crate) fn succeed(old: Handle, fd: i32, change: &Change<'_>) -> Option<Resul
     let Description { inode, socket_type, mate, .. } = *before.description();
     let Change { kind, how, wanted, path, ts_ns } = *change;
     let new = connection::allocate(&New { kind, inode, socket_type, mate, fd, how, wanted, path, ts_ns })?;
-    let result = before.succeed_by(new).map(|()| new);
-    // Whoever was first may not have come to it yet.
-    let (Ok(place) | Err(place)) = result;
-    move_descriptors(old, Slot::Traced(place), fd);
-    // `allocate` counted the descriptor that it was made for; `move_descriptors` counts those that it moves.
-    new.get()?.remove_descriptor();
-    Some(result)
-}
-
-/// A descriptor was made to lead to `slot`, whose record another thread may have replaced at the same time, when it did
-/// not see this descriptor.
-pub(crate) fn catch_up(fd: i32, slot: Slot) {
-    let Slot::Traced(mut handle) = slot else { return };
-    while let Some(next) = handle.get().and_then(Connection::successor) {
-        move_descriptors(handle, Slot::Traced(next), fd);
-        handle = next;
-    }
-}
-
-/// Makes every descriptor that leads to `old` lead to `new`.
-pub(crate) fn move_descriptors(old: Handle, new: Slot, fd: i32) {
-    let Some(before) = old.get() else { return };
-    let fds = if before.has_other_descriptors() { (0, descriptors::LAST) } else { (fd, fd) };
-    descriptors::for_each_known(fds.0, fds.1, |fd, slot| {
-        if slot != Slot::Traced(old) {
-            return;
-        }
-        // Counted first: the new record must not look free in between.
-        if let Some(connection) = new.connection() {
-            connection.add_descriptor();
-        }
-        let moved = descriptors::replace_if(fd, Slot::Traced(old), new);
-        let left = if moved { Some(before) } else { new.connection() };
-        if let Some(left) = left {
-            left.remove_descriptor();
-        }
-    });
+    descriptors::succeed(old, new, fd)
 }

@@ -182,7 +182,7 @@ pub(crate) fn join(fd: i32) -> Option<Slot> {
     let (slot, connection) = known?;
     connection.add_descriptor();
     if descriptors::replace_if(fd, before, slot) {
-        records::catch_up(fd, slot);
+        descriptors::catch_up(fd, slot);
         return Some(descriptors::get(fd));
     }
     // Another thread was first.

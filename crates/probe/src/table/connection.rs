@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use gttr::{Direction, MAX_CONN_ID_LEN};
 
+use super::uses::Uses;
 use crate::process;
 use crate::sys::confined::is_confined;
 use crate::sys::params::{self, Complaint};
@@ -57,19 +58,13 @@ pub(crate) struct Description {
 /// A traced socket.
 #[repr(align(64))]
 pub(crate) struct Connection {
-    /// Counts the uses of the record, modulo 2^[`GENERATION_BITS`]. Never begins anew while the process lives, also when
-    /// the probe is stopped and started.
-    generation: AtomicU32,
+    pub(super) uses: Uses,
     /// The start of the probe that it was made in.
     epoch: AtomicU32,
-    /// Descriptors that lead here; 0: free.
-    descriptors: AtomicU32,
     /// The transport's session in which its open or listen frame was delivered; 0: in none.
     announced: AtomicU32,
     /// Bytes moved in and out.
     moved: [AtomicU64; 2],
-    /// The record of the same socket that has taken this one's place, packed; 0: none has.
-    successor: AtomicU64,
     /// Whether it was told that nothing more can be received.
     has_ended: AtomicBool,
     description: UnsafeCell<Description>,
@@ -112,7 +107,7 @@ impl Handle {
     pub(crate) fn get(self) -> Option<&'static Connection> {
         // SAFETY: records stay mapped for good.
         let connection = unsafe { self.connection.as_ref() };
-        (connection.generation.load(Ordering::Acquire) == self.generation).then_some(connection)
+        connection.uses.is_of(self.generation).then_some(connection)
     }
 }
 
@@ -139,6 +134,11 @@ static POOL: Pool = Pool {
     used: AtomicU32::new(0),
     cursor: AtomicU32::new(0),
 };
+
+/// How many records lead somewhere.
+pub(super) fn used() -> &'static AtomicU32 {
+    &POOL.used
+}
 
 impl Pool {
     /// The record at an index below `len`.
@@ -226,18 +226,10 @@ pub(crate) fn allocate(new: &New<'_>) -> Option<Handle> {
     for _ in 0..len {
         let index = POOL.cursor.fetch_add(1, Ordering::Relaxed) % len;
         let connection = POOL.at(index)?;
-        let free = connection.descriptors.load(Ordering::Relaxed) == 0;
-        if !free || connection.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            continue;
-        }
-        POOL.used.fetch_add(1, Ordering::Relaxed);
-        // One more use; the claim above makes this thread the only one to write it.
-        let generation = (connection.generation.load(Ordering::Relaxed) + 1) & GENERATION_MASK;
-        connection.generation.store(generation, Ordering::Release);
+        let Some(generation) = connection.uses.claim(GENERATION_MASK, &POOL.used) else { continue };
         connection.epoch.store(epoch(), Ordering::Relaxed);
         connection.announced.store(0, Ordering::Relaxed);
         connection.moved.iter().for_each(|moved| moved.store(0, Ordering::Relaxed));
-        connection.successor.store(0, Ordering::Relaxed);
         connection.has_ended.store(false, Ordering::Relaxed);
         let identity = Identity {
             fd: new.fd,
@@ -286,35 +278,12 @@ impl Connection {
 
     /// One more descriptor leads here.
     pub(crate) fn add_descriptor(&self) {
-        self.descriptors.fetch_add(1, Ordering::SeqCst);
+        self.uses.add();
     }
 
     /// One descriptor less; whether it was the last. Its id and path stay readable until the pool has gone round.
     pub(crate) fn remove_descriptor(&self) -> bool {
-        let less = |n: u32| n.checked_sub(1);
-        let was_last = self.descriptors.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less) == Ok(1);
-        if was_last {
-            POOL.used.fetch_sub(1, Ordering::Relaxed);
-        }
-        was_last
-    }
-
-    pub(crate) fn has_other_descriptors(&self) -> bool {
-        self.descriptors.load(Ordering::SeqCst) > 1
-    }
-
-    /// Makes a record take this one's place, unless another has: that one then.
-    pub(crate) fn succeed_by(&self, new: Handle) -> Result<(), Handle> {
-        let changed = self.successor.compare_exchange(0, new.pack(), Ordering::SeqCst, Ordering::SeqCst);
-        changed.map(|_| ()).map_err(Handle::unpack)
-    }
-
-    /// The record that has taken this one's place.
-    pub(crate) fn successor(&self) -> Option<Handle> {
-        match self.successor.load(Ordering::SeqCst) {
-            0 => None,
-            packed => Some(Handle::unpack(packed)),
-        }
+        self.uses.remove(&POOL.used)
     }
 
     /// Notes bytes moved; how many had been before.
