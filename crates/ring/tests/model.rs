@@ -208,8 +208,7 @@ fn a_record_that_was_left_is_given_up() {
         let writer = Writer::new(memory);
         // A signal handler jumps out before the record is committed, and the thread comes back.
         let position = std::cell::Cell::new(0);
-        let left = writer.reserve_noting(FRAME_LEN, 1, |at| position.set(at)).unwrap();
-        std::mem::forget(left);
+        let _left = writer.reserve_noting(FRAME_LEN, 1, |at| position.set(at)).unwrap();
         assert_eq!(writer.unfinished(position.get()), Some(1));
         assert!(writer.abandon(position.get(), 1) && !writer.abandon(position.get(), 1));
         other.join().unwrap();
@@ -253,7 +252,6 @@ fn another_reader_takes_over() {
         let (step, _) = next(&mut first);
         first.free();
         next(&mut first);
-        drop(first);
         let mut second = Reader::new(memory).unwrap();
         writer.join().unwrap();
         let expected = if matches!(step, Step::Frame(_)) { vec![2] } else { vec![1, 2] };
