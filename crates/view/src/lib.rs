@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! event ─► Scope ─► Traffic ─┬► View ─► Lines ─► Printer     a line a message, hex dumps, JSON, the table
-//! + payload         │        └► whatever else is drawn of messages, connections, processes, losses
-//!                   └ Selection, Summary: which messages, and what they say
+//! + payload         │        ├► Line: pieces with a role each, for what is drawn in another way
+//!                   │        └► messages, connections, processes, losses: for what is no line at all
+//!                   └ Selection, summary: which messages, and what they say
 //! ```
 //!
 //! [`Scope`] and [`Selection`] are made of one [`Filter`]. [`Traffic`] learns from every event: names of processes, both ends
 //! of connections, what was lost; and puts messages together whose bytes took several events. [`View`] makes lines of it,
-//! [`Shown`] is a [`Sink`](socktrace_event::Sink) around that. Nothing here knows a terminal, a command line or a file that
-//! is written.
+//! [`Shown`] is a [`Sink`](socktrace_event::Sink) around that; [`mod@line`] has the same before it is text. Nothing here
+//! writes to a terminal or a file, or knows a command line.
 //!
 //! ```
 //! use socktrace_event::{Captured, Data, Direction, Event, What};
@@ -35,7 +36,7 @@ pub mod connections;
 mod filter;
 pub mod hexdump;
 pub mod json;
-mod line;
+pub mod line;
 mod lines;
 pub mod losses;
 pub mod message;

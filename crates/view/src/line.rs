@@ -1,5 +1,8 @@
 //! One line a message, as people read it.
 
+use std::io::Write;
+use std::mem;
+
 use anstyle::{AnsiColor, Style as Colour};
 use socktrace_event::{Direction, Event, Fail, Text, What, errno, printable};
 
@@ -12,6 +15,7 @@ use crate::summary::{self, Context};
 use crate::table::{self, Row};
 use crate::traffic::Traffic;
 use crate::unseen::NOT_ASKED_FOR;
+use Role::{Bad, Dim, In, Out, Path, Plain, Process};
 
 /// So much of a payload is shown behind the line, in bytes.
 const PREVIEW_LEN: usize = 80;
@@ -21,101 +25,130 @@ const FOLD_LEN: usize = 512;
 const MAX_SUMMARY: usize = 400;
 const INDENT: &str = "    ";
 
-const DIM: Colour = Colour::new().dimmed();
-const NAME: Colour = AnsiColor::Cyan.on_default();
-const PATH: Colour = Colour::new().bold();
-const OUT: Colour = AnsiColor::Green.on_default();
-const IN: Colour = AnsiColor::Blue.on_default();
-const BAD: Colour = AnsiColor::Red.on_default().bold();
+/// What a piece of a line is, and so how it is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Text without a role of its own.
+    Plain,
+    /// Times and details.
+    Dim,
+    /// A process.
+    Process,
+    /// A socket, or a program.
+    Path,
+    /// That bytes were sent.
+    Out,
+    /// That bytes were received.
+    In,
+    /// That something failed, or is missing.
+    Bad,
+}
 
-/// A line under construction.
+impl Role {
+    fn colour(self) -> Colour {
+        match self {
+            Self::Plain => Colour::new(),
+            Self::Dim => Colour::new().dimmed(),
+            Self::Process => AnsiColor::Cyan.on_default(),
+            Self::Path => Colour::new().bold(),
+            Self::Out => AnsiColor::Green.on_default(),
+            Self::In => AnsiColor::Blue.on_default(),
+            Self::Bad => AnsiColor::Red.on_default().bold(),
+        }
+    }
+}
+
+/// A line of pieces, fit for a terminal, between which there are spaces.
+#[derive(Debug)]
 pub struct Line {
-    style: Style,
+    utf8: bool,
     text: String,
+    /// What each piece is, and where it ends in the text.
+    pieces: Vec<(Role, usize)>,
 }
 
 impl Line {
-    pub fn new(style: Style, time: String) -> Self {
-        let mut line = Self { style, text: String::new() };
-        line.coloured(DIM, &time);
+    fn new(style: Style, time: &str) -> Self {
+        let mut line = Self { utf8: style.utf8, text: String::new(), pieces: Vec::new() };
+        line.add(Dim, time);
         line
     }
 
-    fn coloured(&mut self, colour: Colour, text: &str) {
-        self.bytes(colour, text.as_bytes());
+    fn add(&mut self, role: Role, text: &str) {
+        self.bytes(role, text.as_bytes());
     }
 
     /// Text with names in it, as events have them (docs/gttr.md, "Names").
-    fn named(&mut self, colour: Colour, escaped: &str) {
-        self.bytes(colour, &unescaped(escaped));
+    fn named(&mut self, role: Role, escaped: &str) {
+        self.bytes(role, &unescaped(escaped));
     }
 
-    fn bytes(&mut self, colour: Colour, text: &[u8]) {
-        if text.is_empty() {
-            return;
-        }
-        if !self.text.is_empty() {
-            self.text.push(' ');
-        }
-        if self.style.colour {
-            self.text.push_str(&colour.render().to_string());
-        }
-        printable::push(&mut self.text, text, self.style.utf8);
-        if self.style.colour {
-            self.text.push_str(&colour.render_reset().to_string());
+    fn bytes(&mut self, role: Role, text: &[u8]) {
+        if !text.is_empty() {
+            printable::push(&mut self.text, text, self.utf8);
+            self.pieces.push((role, self.text.len()));
         }
     }
 
-    fn plain(&mut self, text: &str) {
-        self.coloured(Colour::new(), text);
+    /// Its pieces.
+    pub fn pieces(&self) -> impl Iterator<Item = (Role, &str)> {
+        self.pieces.iter().scan(0, |begin, &(role, end)| Some((role, &self.text[mem::replace(begin, end)..end])))
     }
 
-    fn finish(mut self, to: &mut Vec<u8>) {
-        self.text.push('\n');
-        to.extend_from_slice(self.text.as_bytes());
+    /// Appends it as text.
+    pub fn print(&self, colour: bool, to: &mut Vec<u8>) {
+        for (number, (role, text)) in self.pieces().enumerate() {
+            if number > 0 {
+                to.push(b' ');
+            }
+            push(colour, role, text, to);
+        }
+        to.push(b'\n');
     }
+}
+
+fn push(colour: bool, role: Role, text: &str, to: &mut Vec<u8>) {
+    let colour = if colour { role.colour() } else { Colour::new() };
+    // Memory takes everything.
+    let _ = write!(to, "{}{text}{}", colour.render(), colour.render_reset());
 }
 
 fn unescaped(name: &str) -> Vec<u8> {
     gttr::unescape_path(name.as_bytes()).collect()
 }
 
-/// A message's line, and what of its payload stands below it.
-pub fn message(message: &Message, mut line: Line, traffic: &Traffic, to: &mut Vec<u8>) {
+/// A message's line. What of its payload stands below it is [`below`].
+pub fn message(style: Style, time: &str, message: &Message, traffic: &Traffic) -> Line {
+    let mut line = Line::new(style, time);
     let connection = traffic.connections.get(&message.conn_id);
     if let Some(process) = message.process {
-        line.named(NAME, &traffic.processes.show(process));
+        line.named(Process, &traffic.processes.show(process));
     }
-    let arrows = if line.style.utf8 { ["→", "←"] } else { ["->", "<-"] };
+    let arrows = if style.utf8 { ["→", "←"] } else { ["->", "<-"] };
     match message.direction {
-        Direction::Out => line.coloured(OUT, arrows[0]),
-        Direction::In => line.coloured(IN, arrows[1]),
+        Direction::Out => line.add(Out, arrows[0]),
+        Direction::In => line.add(In, arrows[1]),
         Direction::None => {}
     }
-    line.named(PATH, shown_path(&message.path));
-    let peer = || connection.map(|connection| traffic.peer(connection)).unwrap_or_default();
-    line.named(NAME, &peer());
-    line.plain(&size(message));
+    line.named(Path, shown_path(&message.path));
+    if let Some(connection) = connection {
+        line.named(Process, &traffic.peer(connection));
+    }
+    line.add(Plain, &size(message));
     if let Some(missing) = message.missing {
-        line.coloured(BAD, &format!("({missing})"));
+        line.add(Bad, &format!("({missing})"));
     }
     if !message.details.is_empty() {
-        line.named(DIM, &format!("({})", message.details));
+        line.named(Dim, &format!("({})", message.details));
     }
     let summary = summary_of(message, connection);
     if let Some(summary) = &summary {
-        line.plain(summary);
+        line.add(Plain, summary);
     }
-    let style = line.style;
-    if style.form == Form::Preview {
-        if summary.is_none() && !message.bytes.is_empty() {
-            preview(&mut line, message);
-        }
-        line.finish(to);
-        return;
+    if style.form == Form::Preview && summary.is_none() && !message.bytes.is_empty() {
+        preview(style, &mut line, message);
     }
-    line.finish(to);
-    below(style, message, to);
+    line
 }
 
 /// A socket's path; without one it is what unix(7) calls it, as both ends of a socketpair(2) are.
@@ -144,13 +177,14 @@ fn summary_of(message: &Message, connection: Option<&Connection>) -> Option<Stri
     Some(summary)
 }
 
-fn preview(line: &mut Line, message: &Message) {
+fn preview(style: Style, line: &mut Line, message: &Message) {
     let len = cut(&message.bytes, PREVIEW_LEN);
-    line.text.push_str(" \"");
-    printable::push(&mut line.text, &message.bytes[..len], line.style.utf8);
     line.text.push('"');
+    printable::push(&mut line.text, &message.bytes[..len], style.utf8);
+    line.text.push('"');
+    line.pieces.push((Plain, line.text.len()));
     if let more @ 1.. = message.size.saturating_sub(len as u64) {
-        line.plain(&more_bytes(more, line.style.ellipsis()));
+        line.add(Plain, &more_bytes(more, style.ellipsis()));
     }
 }
 
@@ -168,14 +202,15 @@ fn cut(bytes: &[u8], max: usize) -> usize {
     (max - 3..=max).rev().find(|&at| !is_inside(at)).unwrap_or(max)
 }
 
-fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
-    let bytes = &message.bytes;
+/// What of a message's payload stands below its line, if anything does: whole lines.
+pub fn below(style: Style, message: &Message) -> String {
+    let (bytes, mut text) = (&message.bytes, String::new());
     let len = match style.form {
+        Form::Preview | Form::Json => return text,
         Form::Full => bytes.len(),
         Form::Text => cut(bytes, FOLD_LEN),
         _ => bytes.len().min(FOLD_LEN),
     };
-    let mut text = String::new();
     if len > 0 {
         match style.form {
             Form::Text => printable::push_lines(&mut text, &bytes[..len], style.utf8, INDENT),
@@ -188,13 +223,14 @@ fn below(style: Style, message: &Message, to: &mut Vec<u8>) {
     {
         text.push_str(&format!("{INDENT}{}\n", more_bytes(more, style.ellipsis())));
     }
-    to.extend_from_slice(text.as_bytes());
+    text
 }
 
 /// The line of an event that is no message; none for what only the recording needs.
-pub fn event(event: &Event<'_>, mut line: Line, traffic: &Traffic, to: &mut Vec<u8>) {
+pub fn event(style: Style, time: &str, event: &Event<'_>, traffic: &Traffic) -> Option<Line> {
+    let mut line = Line::new(style, time);
     if let Some(process) = event.process() {
-        line.named(NAME, &traffic.processes.show(process));
+        line.named(Process, &traffic.processes.show(process));
     }
     let connection = event.conn_id().and_then(|id| traffic.connections.get(id));
     let path = event.path().or(connection.map(|connection| &*connection.path)).unwrap_or_default();
@@ -202,58 +238,58 @@ pub fn event(event: &Event<'_>, mut line: Line, traffic: &Traffic, to: &mut Vec<
     let text = |text: &Option<Text<'_>>| text.as_deref().unwrap_or_default().to_owned();
     match &event.what {
         What::Open(open) => {
-            line.plain("open");
-            line.named(PATH, shown_path(path));
-            line.named(NAME, &peer());
-            line.named(DIM, &format!("({})", open.how));
+            line.add(Plain, "open");
+            line.named(Path, shown_path(path));
+            line.named(Process, &peer());
+            line.named(Dim, &format!("({})", open.how));
         }
         What::Close(_) | What::Listen(_) => {
-            line.plain(if matches!(event.what, What::Close(_)) { "close" } else { "listen" });
-            line.named(PATH, shown_path(path));
-            line.named(DIM, &format!("({})", event.how().unwrap_or_default()));
+            line.add(Plain, if matches!(event.what, What::Close(_)) { "close" } else { "listen" });
+            line.named(Path, shown_path(path));
+            line.named(Dim, &format!("({})", event.how().unwrap_or_default()));
         }
         What::Start(begun) | What::Fork(begun) => {
-            line.plain(if matches!(event.what, What::Start(_)) { "start" } else { "fork" });
-            line.named(Colour::new(), &text(&begun.exe));
+            line.add(Plain, if matches!(event.what, What::Start(_)) { "start" } else { "fork" });
+            line.named(Plain, &text(&begun.exe));
             // Of a process in another pid namespace it is a number there.
             if let (Some(ppid), None) = (begun.ppid, event.host_pid) {
-                line.coloured(DIM, &format!("(child of {ppid})"));
+                line.add(Dim, &format!("(child of {ppid})"));
             }
         }
         // One that is traced introduces itself.
         What::Exec(exec) => {
-            let Some(why) = exec.untraced.as_deref() else { return };
-            line.plain("executes");
-            line.named(PATH, &text(&exec.program));
-            let colour = if why == NOT_ASKED_FOR { DIM } else { BAD };
-            line.coloured(colour, &format!("(not traced: {why})"));
+            let why = exec.untraced.as_deref()?;
+            line.add(Plain, "executes");
+            line.named(Path, &text(&exec.program));
+            let role = if why == NOT_ASKED_FOR { Dim } else { Bad };
+            line.add(role, &format!("(not traced: {why})"));
         }
         // That all went well is not worth a line a process.
         What::Exit(exit) => match exit.status {
-            Some(0) => return,
-            Some(status) => line.plain(&format!("exited {status}")),
-            None => line.named(Colour::new(), &format!("exit {}", text(&exit.raw))),
+            Some(0) => return None,
+            Some(status) => line.add(Plain, &format!("exited {status}")),
+            None => line.named(Plain, &format!("exit {}", text(&exit.raw))),
         },
         What::Fail(fail) => {
-            line.plain(&text(&fail.call));
-            line.named(PATH, fail.program.as_deref().unwrap_or(shown_path(path)));
-            line.coloured(BAD, &failure(fail));
+            line.add(Plain, &text(&fail.call));
+            line.named(Path, fail.program.as_deref().unwrap_or(shown_path(path)));
+            line.add(Bad, &failure(fail));
         }
         What::Eof(_) => {
-            line.plain("end of file");
-            line.named(PATH, shown_path(path));
-            line.named(NAME, &peer());
+            line.add(Plain, "end of file");
+            line.named(Path, shown_path(path));
+            line.named(Process, &peer());
         }
-        What::Error(said) => line.named(BAD, &format!("error: {}", said.raw)),
-        What::BadFrame(bad) => line.coloured(BAD, &format!("bad frame: {} bytes: {}", bad.size, bad.error)),
+        What::Error(said) => line.named(Bad, &format!("error: {}", said.raw)),
+        What::BadFrame(bad) => line.add(Bad, &format!("bad frame: {} bytes: {}", bad.size, bad.error)),
         What::Lost(lost) => {
             let (events, bytes) = (lost.events.unwrap_or(0), lost.bytes.unwrap_or(0));
-            line.named(BAD, &format!("LOST {events} events, {bytes} bytes: {}", text(&lost.reason)));
-            line.named(PATH, path);
+            line.named(Bad, &format!("LOST {events} events, {bytes} bytes: {}", text(&lost.reason)));
+            line.named(Path, path);
         }
-        _ => return,
+        _ => return None,
     }
-    line.finish(to);
+    Some(line)
 }
 
 /// An error in words, with its name, and how often it has been.
@@ -287,7 +323,7 @@ pub fn table(style: Style, traffic: &Traffic, to: &mut Vec<u8>) {
     let rows = busiest.into_iter().map(row).collect();
     to.push(b'\n');
     for (number, line) in table::lines(rows, hidden, style.ellipsis()).into_iter().enumerate() {
-        let colour = if number == 0 && style.colour { PATH } else { Colour::new() };
-        to.extend_from_slice(format!("{}{line}{}\n", colour.render(), colour.render_reset()).as_bytes());
+        push(style.colour, if number == 0 { Path } else { Plain }, &line, to);
+        to.push(b'\n');
     }
 }

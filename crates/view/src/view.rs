@@ -3,7 +3,7 @@
 use socktrace_event::{Captured, Event, What};
 
 use crate::clock::Clock;
-use crate::line::{self, Line};
+use crate::line;
 use crate::lines::Lines;
 use crate::message::Message;
 use crate::style::{Form, Style};
@@ -52,14 +52,19 @@ impl View {
             what if !self.traffic.selection.wants_event(what) => {}
             _ if self.style.form == Form::Json => json::push(event, payload, line, &mut to.bytes),
             what if is_process(what) && !self.traffic.selection.wants_processes() => {}
-            _ => line::event(event, Line::new(self.style, self.clock.show(ns)), &self.traffic, &mut to.bytes),
+            _ => {
+                if let Some(line) = line::event(self.style, &self.clock.show(ns), event, &self.traffic) {
+                    line.print(self.style.colour, &mut to.bytes);
+                }
+            }
         }
         to.mark(ns);
     }
 
     fn show_message(&self, message: &Message, to: &mut Lines) {
-        let line = Line::new(self.style, self.clock.show(message.ns));
-        line::message(message, line, &self.traffic, &mut to.bytes);
+        let line = line::message(self.style, &self.clock.show(message.ns), message, &self.traffic);
+        line.print(self.style.colour, &mut to.bytes);
+        to.bytes.extend_from_slice(line::below(self.style, message).as_bytes());
         to.mark(message.ns);
     }
 

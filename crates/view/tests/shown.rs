@@ -2,8 +2,9 @@
 
 use std::convert::Infallible;
 
-use socktrace_event::{Data, Direction, End, Event, Layer, Lost, Open, Origin, Sink, Taken, What};
+use socktrace_event::{Captured, Data, Direction, End, Event, Layer, Lost, Open, Origin, Sink, Taken, What};
 use socktrace_recording::{Contents, Follow, Next, Recorder};
+use socktrace_view::line::{self, Line, Role};
 use socktrace_view::{Filter, Form, Lines, Printer, Scope, Selection, Shown, Style, Time, Traffic, View};
 
 /// Keeps what is printed, and has enough of it when that is so long.
@@ -110,4 +111,30 @@ fn a_reader_that_has_enough() {
     let (event, payload) = events().swap_remove(0);
     shown.event(&event, payload).unwrap();
     assert_eq!(shown.flush(), Err(End::Enough));
+}
+
+#[test]
+fn a_line_in_pieces() {
+    let mut traffic = Traffic::new(Selection::default(), None);
+    let style = Style { utf8: true, ..Style::default() };
+    let mut of = |(event, payload): &(Event<'_>, &[u8])| {
+        traffic.note(event);
+        let What::Data(data) = &event.what else { return line::event(style, "now", event, &traffic).unwrap() };
+        let message = traffic.messages(event, data, Captured { bytes: payload, missing: None }).remove(0);
+        line::message(style, "now", &message, &traffic)
+    };
+    let lines: Vec<_> = events().iter().map(&mut of).collect();
+    let pieces = |line: &Line| line.pieces().map(|(role, text)| (role, text.to_owned())).collect::<Vec<_>>();
+    let expected =
+        [(Role::Dim, "now"), (Role::Process, "?[7]"), (Role::Out, "→"), (Role::Path, "@a"), (Role::Plain, "4 bytes")];
+    let shown = pieces(&lines[2]);
+    assert_eq!(shown[..5], expected.map(|(role, text)| (role, text.to_owned())));
+    assert_eq!(shown[5..], [(Role::Plain, "\"ping\"".to_owned())]);
+    assert_eq!(pieces(&lines[4])[2].0, Role::Bad);
+    let mut coloured = Vec::new();
+    lines[2].print(true, &mut coloured);
+    assert_eq!(
+        String::from_utf8(coloured).unwrap(),
+        "\x1b[2mnow\x1b[0m \x1b[36m?[7]\x1b[0m \x1b[32m→\x1b[0m \x1b[1m@a\x1b[0m 4 bytes \"ping\"\n"
+    );
 }

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
-use clap::{Args, ColorChoice, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, ColorChoice};
 use socktrace_event::Direction;
 use socktrace_view::{Filter, Form, Scope, Selection, Style, Time, is_utf8_locale};
 
@@ -27,19 +28,21 @@ pub struct FilterArgs {
     #[command(flatten)]
     pub scope: ScopeArgs,
     /// Messages in this direction, seen from the traced process
-    #[arg(long, value_enum)]
-    pub direction: Option<DirectionArg>,
+    #[arg(long, value_parser = direction())]
+    pub direction: Option<Direction>,
     /// Messages whose bytes match
     #[arg(long, value_name = "REGEX")]
     pub grep: Option<OsString>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DirectionArg {
-    /// Received
-    In,
-    /// Sent
-    Out,
+fn direction() -> impl TypedValueParser<Value = Direction> {
+    described([("in", "Received"), ("out", "Sent")])
+        .map(|name| if name == "in" { Direction::In } else { Direction::Out })
+}
+
+/// One of these, each with what it means.
+fn described<const N: usize>(values: [(&'static str, &'static str); N]) -> PossibleValuesParser {
+    PossibleValuesParser::new(values.map(|(name, help)| PossibleValue::new(name).help(help)))
 }
 
 impl ScopeArgs {
@@ -60,10 +63,7 @@ impl FilterArgs {
     ///
     /// One line that names the option and what is no pattern or no expression.
     pub fn both(&self) -> Result<(Scope, Selection)> {
-        let direction = self.direction.map_or(Direction::None, |direction| match direction {
-            DirectionArg::In => Direction::In,
-            DirectionArg::Out => Direction::Out,
-        });
+        let direction = self.direction.unwrap_or_default();
         let filter = Filter { direction, grep: self.grep.clone(), ..self.scope.filter() };
         let selection = Selection::new(&filter).map_err(|error| anyhow!("--grep {error}"));
         Ok((self.scope.scope()?, selection?))
@@ -90,8 +90,8 @@ pub struct ViewArgs {
     #[arg(long, conflicts_with_all = ["text", "hex", "full"])]
     pub json: bool,
     /// How times are shown
-    #[arg(long, value_enum, default_value_t = TimeArg::Local)]
-    pub time: TimeArg,
+    #[arg(long, default_value = "local", value_parser = time())]
+    pub time: Time,
     /// Use colour; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub color: ColorChoice,
@@ -106,22 +106,19 @@ impl ViewArgs {
             Self { text: true, .. } => Form::Text,
             _ => Form::Preview,
         };
-        let time = match self.time {
-            TimeArg::Local => Time::Local,
-            TimeArg::Relative => Time::Relative,
-            TimeArg::Epoch => Time::Epoch,
-        };
-        Style { form, time, colour, utf8: is_utf8_locale() }
+        Style { form, time: self.time, colour, utf8: is_utf8_locale() }
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum TimeArg {
-    /// Local time of day
-    #[default]
-    Local,
-    /// Seconds since the first event
-    Relative,
-    /// Seconds since the Unix epoch
-    Epoch,
+fn time() -> impl TypedValueParser<Value = Time> {
+    let values = [
+        ("local", "Local time of day"),
+        ("relative", "Seconds since the first event"),
+        ("epoch", "Seconds since the Unix epoch"),
+    ];
+    described(values).map(|name| match &*name {
+        "relative" => Time::Relative,
+        "epoch" => Time::Epoch,
+        _ => Time::Local,
+    })
 }
