@@ -2,14 +2,14 @@
 //!
 //! Its hooks stand in for libc's socket calls, put there by Frida or by the dynamic linker. Each calls the function
 //! it stands for and then reports what that call did. The way of one message through this crate:
-//! `hooks` (the call) → `capture` (which connection, which bytes) → `emit` (the frame) → `transport` (the server).
+//! `hooks` (the call) → `observe` (which connection, which bytes) → `emit` (the frame) → `transport` (the server).
 //!
 //! It is a guest. It allocates nothing and locks nothing on a traced call, makes system calls of its own only through
 //! rustix (so libc's `errno` stays the program's), raises no signal, and where it cannot record it counts and goes on.
 //! docs/design.md gives the reasons.
 #![cfg_attr(not(test), no_std)]
 
-// The layers, from the top down: each imports only what stands below it.
+// The layers, from the top down: each imports from itself and from those below it (tests/layers.rs).
 
 /// The probe begins and ends, and puts its hooks in place.
 mod start;

@@ -156,6 +156,15 @@ fn imports_point_downwards() {
 }
 
 #[test]
+fn the_documentation_has_them_in_this_order() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/design.md");
+    let text = fs::read_to_string(page).unwrap();
+    let table = text.split("### Layers").nth(1).unwrap().split("### ").next().unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    assert_eq!(rows.collect::<Vec<_>>(), read().0);
+}
+
+#[test]
 fn no_modules_import_each_other() {
     fn walk(
         module: &Module,
