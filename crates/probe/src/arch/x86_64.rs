@@ -1,6 +1,9 @@
 //! x86-64, by the System V ABI.
 
 pub(crate) mod call;
+pub(crate) mod code;
+#[cfg(feature = "standalone")]
+pub(crate) mod entry;
 pub(crate) mod front;
 pub(crate) mod instruction;
 pub(crate) mod jump;

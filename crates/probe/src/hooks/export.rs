@@ -29,21 +29,16 @@ macro_rules! export {
             $(#[unsafe(naked)]
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $name() {
-                core::arch::naked_asm!("jmp qword ptr [rip + {slot}]", slot = sym super::slots::$name)
+                $crate::arch::entry::jump_through!(super::slots::$name)
             })+
         }
 
-        /// Where they lead at first. The register is one that the dynamic linker's own stubs use.
+        /// Where they lead at first.
         #[cfg(feature = "standalone")]
         mod unresolved {
             $(#[unsafe(naked)]
             pub(super) unsafe extern "C" fn $name() {
-                core::arch::naked_asm!(
-                    "lea r11, [rip + {slot}]",
-                    "jmp {resolve}",
-                    slot = sym super::slots::$name,
-                    resolve = sym $crate::hooks::export::resolve,
-                )
+                $crate::arch::entry::resolve!(super::slots::$name, $crate::hooks::export::resolve)
             })+
         }
     };
@@ -64,67 +59,16 @@ pub(super) use slot;
 
 #[cfg(feature = "standalone")]
 mod resolving {
-    use core::arch::naked_asm;
     use core::ffi::c_void;
     use core::sync::atomic::Ordering;
 
     use crate::patch::hook::{Hook, Slot};
     use crate::sys::{libc, library};
 
-    /// Goes to what a slot is to lead to. r11 is the slot; whatever else may hold an argument is kept.
+    /// Goes to what a slot is to lead to.
     #[unsafe(naked)]
     pub(in crate::hooks) unsafe extern "C" fn resolve() {
-        naked_asm!(
-            ".cfi_startproc",
-            "push rbp",
-            ".cfi_def_cfa_offset 16",
-            ".cfi_offset rbp, -16",
-            "mov rbp, rsp",
-            ".cfi_def_cfa_register rbp",
-            "push rdi",
-            "push rsi",
-            "push rdx",
-            "push rcx",
-            "push r8",
-            "push r9",
-            "push rax",
-            "push r10",
-            "sub rsp, 128",
-            "movups [rsp], xmm0",
-            "movups [rsp + 16], xmm1",
-            "movups [rsp + 32], xmm2",
-            "movups [rsp + 48], xmm3",
-            "movups [rsp + 64], xmm4",
-            "movups [rsp + 80], xmm5",
-            "movups [rsp + 96], xmm6",
-            "movups [rsp + 112], xmm7",
-            "mov rdi, r11",
-            "mov rsi, [rbp + 8]",
-            "call {destination}",
-            "mov r11, rax",
-            "movups xmm0, [rsp]",
-            "movups xmm1, [rsp + 16]",
-            "movups xmm2, [rsp + 32]",
-            "movups xmm3, [rsp + 48]",
-            "movups xmm4, [rsp + 64]",
-            "movups xmm5, [rsp + 80]",
-            "movups xmm6, [rsp + 96]",
-            "movups xmm7, [rsp + 112]",
-            "add rsp, 128",
-            "pop r10",
-            "pop rax",
-            "pop r9",
-            "pop r8",
-            "pop rcx",
-            "pop rdx",
-            "pop rsi",
-            "pop rdi",
-            "pop rbp",
-            ".cfi_def_cfa rsp, 8",
-            "jmp r11",
-            ".cfi_endproc",
-            destination = sym destination,
-        )
+        crate::arch::entry::go_where!(destination)
     }
 
     /// For a call that comes before the probe's constructor, or of a function that there was none of then.

@@ -1,9 +1,7 @@
 //! vfork(2), which returns twice on one stack: the child's calls overwrite what a hook would have to return by.
 //!
-//! So this is no hook around libc's function, but takes its place, and does as it does: the return address goes into a
-//! register that the kernel keeps, and comes back from there for each of the two.
+//! So this is no hook around libc's function, but takes its place, and does as it does.
 
-use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 
 use super::export::{export, slot};
@@ -29,26 +27,7 @@ pub(super) static TABLE: &[Hook] = &[Hook {
 
 #[unsafe(naked)]
 unsafe extern "C" fn vfork() -> c_int {
-    naked_asm!(
-        ".cfi_startproc",
-        "pop rdi",
-        ".cfi_adjust_cfa_offset -8",
-        ".cfi_register rip, rdi",
-        "mov eax, 58",
-        "syscall",
-        "push rdi",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_offset rip, -8",
-        "push rax",
-        ".cfi_adjust_cfa_offset 8",
-        "mov edi, eax",
-        "call {returned}",
-        "pop rcx",
-        ".cfi_adjust_cfa_offset -8",
-        "ret",
-        ".cfi_endproc",
-        returned = sym returned,
-    )
+    crate::arch::entry::vfork!(returned)
 }
 
 /// Either process comes here first; gives what vfork(2) gives.

@@ -1,18 +1,13 @@
 //! Writing to code that threads may run in meanwhile.
 
-use core::arch::asm;
 use core::ffi::c_void;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mm::{MprotectFlags, mprotect};
 
+use crate::arch::code;
 use crate::sys::library::Range;
-
-/// What is written at once is within one of these.
-const CACHE_LINE_LEN: usize = 64;
-/// Bytes that one store writes.
-const WORD_LEN: usize = 8;
 
 /// How code is written to.
 pub(super) enum Access {
@@ -46,7 +41,7 @@ impl Access {
     /// Whether other threads see the bytes all at once.
     pub(super) fn can_write(&self, at: usize, len: usize) -> bool {
         match self {
-            Self::Pages => at % CACHE_LINE_LEN + len <= CACHE_LINE_LEN,
+            Self::Pages => at % code::CACHE_LINE_LEN + len <= code::CACHE_LINE_LEN,
             Self::File(_) => true,
         }
     }
@@ -56,7 +51,7 @@ impl Access {
         match self {
             Self::Pages => {
                 // SAFETY: code that was made writable.
-                unsafe { store(at, bytes) };
+                unsafe { code::store(at, bytes) };
                 true
             }
             Self::File(file) => rustix::io::pwrite(file, bytes, at as u64) == Ok(bytes.len()),
@@ -82,28 +77,6 @@ fn is_alone() -> bool {
     const LINKS: u64 = 2;
     rustix::fs::statat(CWD, c"/proc/self/task", rustix::fs::AtFlags::empty())
         .is_ok_and(|task| task.st_nlink == LINKS + 1)
-}
-
-/// Writes a few bytes by one locked store of eight, which processors make at once within a cache line, aligned or not
-/// (Intel SDM, volume 3, "Guaranteed Atomic Operations"). Bytes across lines, which are padding that nothing runs in yet,
-/// are written one by one.
-unsafe fn store(at: usize, bytes: &[u8]) {
-    let line_end = (at & !(CACHE_LINE_LEN - 1)) + CACHE_LINE_LEN;
-    if at + bytes.len() > line_end || bytes.len() > WORD_LEN {
-        for (offset, byte) in bytes.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { ((at + offset) as *mut u8).write_volatile(*byte) };
-        }
-        return;
-    }
-    let word_at = at.min(line_end - WORD_LEN);
-    // SAFETY: the caller's promise: within a cache line, and so on a page that is writable.
-    unsafe {
-        let mut word = (word_at as *const [u8; WORD_LEN]).read_volatile();
-        word[at - word_at..][..bytes.len()].copy_from_slice(bytes);
-        let word = u64::from_le_bytes(word);
-        asm!("xchg qword ptr [{}], {}", in(reg) word_at, inout(reg) word => _, options(nostack, preserves_flags));
-    }
 }
 
 /// Code of a library, at most so much.

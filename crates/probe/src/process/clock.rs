@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::time::Timespec;
 
+use crate::arch::call::VDSO_CLOCK_GETTIME;
 use crate::sys;
 use crate::sys::confined::is_strict;
 
@@ -142,7 +143,7 @@ pub(crate) fn init(find: impl FnOnce(&CStr) -> *mut c_void) {
         let getauxval: unsafe extern "C" fn(c_ulong) -> c_ulong = core::mem::transmute(getauxval);
         match getauxval(AT_SYSINFO_EHDR) {
             0 => return,
-            vdso => Elf::of(vdso as *const u8).and_then(|vdso| vdso.function(b"__vdso_clock_gettime")),
+            vdso => Elf::of(vdso as *const u8).and_then(|vdso| vdso.function(VDSO_CLOCK_GETTIME)),
         }
     };
     GETTIME.store(gettime.unwrap_or(core::ptr::null()).cast_mut(), Ordering::Relaxed);

@@ -6,6 +6,9 @@ use core::sync::atomic::AtomicU32;
 
 use super::number;
 
+/// The vDSO's function that does what clock_gettime(2) does (vdso(7)).
+pub(crate) const VDSO_CLOCK_GETTIME: &[u8] = b"__vdso_clock_gettime";
+
 /// The system call with a number, and what the kernel gives for it: a result, or an error below 0.
 ///
 /// # Safety
