@@ -108,9 +108,13 @@ impl Line {
 }
 
 fn push(colour: bool, role: Role, text: &str, to: &mut Vec<u8>) {
-    let colour = if colour { role.colour() } else { Colour::new() };
-    // Memory takes everything.
-    let _ = write!(to, "{}{text}{}", colour.render(), colour.render_reset());
+    if colour {
+        let colour = role.colour();
+        // Memory takes everything.
+        let _ = write!(to, "{colour}{text}{colour:#}");
+    } else {
+        to.extend_from_slice(text.as_bytes());
+    }
 }
 
 fn unescaped(name: &str) -> Vec<u8> {
