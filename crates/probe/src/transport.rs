@@ -7,6 +7,7 @@ mod limits;
 mod lock;
 mod outbox;
 mod own;
+mod ring;
 mod sendmsg;
 mod shared;
 mod socket;
@@ -21,8 +22,9 @@ use crate::sys::confined::{is_confined, is_strict};
 use crate::sys::params::{self, Complaint, Transport};
 
 pub(crate) use in_use::get as in_use;
+pub(crate) use ring::{MAPPED_LEN, Writing, ring};
 pub(crate) use sendmsg::{MAX_CHUNK, MAX_FRAME_PARTS};
-pub(crate) use shared::{MAPPED_LEN, Writing, note_loss, ring, told_losses};
+pub(crate) use shared::{note_loss, told_losses};
 pub(crate) use socket::{chunk, session};
 
 pub(crate) fn init() -> Result<(), Complaint> {
@@ -146,7 +148,7 @@ pub(crate) fn reach(now_ns: u64) -> Result<Link, Cause> {
 #[inline]
 pub(crate) fn send(link: &Link, frame: &[&[u8]], from: Writing, now_ns: u64) -> Result<(), Cause> {
     match link {
-        Link::Ring => shared::ring().map_or(Err(Cause::Absent), |ring| ring.put(frame, from)),
+        Link::Ring => ring::ring().map_or(Err(Cause::Absent), |ring| ring.put(frame, from)),
         Link::Socket(socket) => socket::send(*socket, frame, now_ns),
     }
 }

@@ -9,7 +9,8 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::hooks;
-use crate::life::exec::{self, LD_PRELOAD, PARAMS_NAME};
+use crate::life::exec::environment::{LD_PRELOAD, entries, libraries};
+use crate::life::exec::{self, PARAMS_NAME};
 use crate::observe::notices;
 use crate::process::clock;
 use crate::start::control;
@@ -93,9 +94,9 @@ fn read_all(file: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
 /// `envp` is null or an environment.
 unsafe fn own_path(envp: *const *const c_char) -> Option<&'static CStr> {
     // SAFETY: the caller's promise.
-    let variables = unsafe { exec::entries(envp) };
+    let variables = unsafe { entries(envp) };
     let mut values = variables.filter_map(|entry| entry.to_bytes().strip_prefix(LD_PRELOAD));
-    let library = values.find_map(|value| exec::libraries(value).find(|library| library.ends_with(PROBE_NAME)))?;
+    let library = values.find_map(|value| libraries(value).find(|library| library.ends_with(PROBE_NAME)))?;
     let path = params::map(library.len() + 1).ok()?;
     // SAFETY: mapped with this length for good, ours alone, zeroed.
     unsafe {
@@ -110,7 +111,7 @@ fn forget(path: &CStr) {
     let path = path.to_bytes();
     // SAFETY: libc's `environ`: an array of strings with a null behind it. The probe is the only thing running.
     unsafe {
-        for entry in exec::entries(envp) {
+        for entry in entries(envp) {
             let text = core::slice::from_raw_parts_mut(entry.as_ptr().cast_mut().cast::<u8>(), entry.count_bytes());
             if !text.starts_with(LD_PRELOAD) {
                 continue;

@@ -15,20 +15,19 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec};
-use socktrace_ring::{Full, Memory, PAGE_LEN, Record, Words, Writer, create, is_ring_len, numbers, unmap};
+use socktrace_ring::{Memory, PAGE_LEN, Words, Writer, create, is_ring_len, numbers, unmap};
 
 use super::own::{NotKept, Own, out_of_sight};
 use super::stall::Waited;
-use super::unfinished::{self, Unfinished};
+use super::unfinished::{self};
 use super::{limits, sendmsg, socket};
 use crate::process::aside::{aside, is_alone};
 use crate::process::clock::{monotonic_ns, now_ns};
-use crate::process::losses::Cause;
 use crate::process::{self, stack};
 use crate::sys::confined::is_confined;
 use crate::sys::params::{self, OnFull};
 use crate::sys::text::Text;
-use crate::sys::{copy_if_there, fetch, listener, sock_diag};
+use crate::sys::{fetch, listener, sock_diag};
 
 /// How often the server is looked for, in nanoseconds: a restarted one takes the ring over after this long.
 const LOOK_NS: u64 = 100_000_000;
@@ -37,16 +36,12 @@ const LOOK_NS: u64 = 100_000_000;
 const TELL_NS: u64 = 2_000_000_000;
 /// How long a wait for room is at a time, in nanoseconds. The server wakes whoever waits, so this is for one that was
 /// killed meanwhile.
-const WAIT_NS: u64 = 10_000_000;
+pub(super) const WAIT_NS: u64 = 10_000_000;
 /// How long a server that has no room for another agent, or that may just be starting, is waited for at the end, whatever the
 /// parameters say.
 const BUSY_NS: u64 = 100_000_000;
 /// How often it is looked whether the server has read a ring that is to be given back, in nanoseconds.
 const DRAIN_NS: u64 = 1_000_000;
-/// From so many bytes on, a payload may lie in memory of its own, which whoever received it in the same process may have
-/// unmapped already: allocators map large buffers and unmap them when they are freed. A system call for the copy then costs
-/// little beside it.
-pub(crate) const MAPPED_LEN: usize = 32 << 10;
 /// What a frame says that hands a ring over.
 const ANNOUNCE: &[u8] = b"announce";
 /// Process ids are below 2²² (proc(5), pid_max).
@@ -67,7 +62,7 @@ static SERVER: AtomicU64 = AtomicU64::new(0);
 /// When it was told, nanoseconds.
 static TOLD_NS: AtomicU64 = AtomicU64::new(0);
 /// How long room was waited for since the ring was read as far as [`WAITED_AT`].
-static WAITED: Waited = Waited::nothing();
+pub(super) static WAITED: Waited = Waited::nothing();
 static WAITED_AT: AtomicU64 = AtomicU64::new(0);
 
 /// Makes the ring, if the limits of the program leave room for one; whether they do.
@@ -278,9 +273,14 @@ pub(super) fn stop() {
 }
 
 #[inline]
-fn writer() -> Option<&'static Writer> {
+pub(super) fn writer() -> Option<&'static Writer> {
     // SAFETY: null, or set by `init` to memory that is never unmapped.
     unsafe { WRITER.load(Ordering::Acquire).as_ref() }
+}
+
+/// Whether a server was told of the ring.
+pub(super) fn has_server() -> bool {
+    SERVER.load(Ordering::Relaxed) != 0
 }
 
 /// Sees to it, now and then, that there is a server that has the ring, and that it does not sleep.
@@ -397,136 +397,8 @@ fn note(fd: BorrowedFd<'_>, memory: BorrowedFd<'_>, number: Option<u64>) -> Resu
     sendmsg::send_with(fd, &[&bytes[..len]], &mut ancillary).map(|_| ())
 }
 
-/// Who writes a frame.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Writing {
-    /// The thread.
-    pub(crate) tid: u32,
-    /// Where its call is on the stack.
-    pub(crate) call: usize,
-    /// Whether the payload may have been unmapped since the call was made.
-    pub(crate) may_be_gone: bool,
-}
-
-/// The ring, while frames go there.
-#[derive(Clone, Copy)]
-pub(crate) struct Ring(&'static Writer);
-
-/// The ring, if there is one.
-#[inline]
-pub(crate) fn ring() -> Option<Ring> {
-    writer().map(Ring)
-}
-
-impl Ring {
-    /// Sees to the server and takes the place for a frame of a length.
-    #[inline(always)]
-    pub(crate) fn begin(self, len: usize, from: Writing, now_ns: u64) -> Result<Begun, Cause> {
-        look_after(now_ns);
-        self.reserve(len, from)
-    }
-
-    #[inline(always)]
-    fn reserve(self, len: usize, Writing { tid, call, .. }: Writing) -> Result<Begun, Cause> {
-        let unfinished = Unfinished::new(self.0, tid, call);
-        match self.0.reserve_noting(len, tid, |position| unfinished.at(position)) {
-            Ok(record) => Ok(Begun { record, unfinished }),
-            Err(Full) => match wait_for_room(self.0, len, tid, &unfinished) {
-                Ok(record) => Ok(Begun { record, unfinished }),
-                Err(why) => {
-                    unfinished.done();
-                    Err(why)
-                }
-            },
-        }
-    }
-
-    pub(super) fn put(self, frame: &[&[u8]], from: Writing) -> Result<(), Cause> {
-        let len = frame.iter().map(|part| part.len()).sum();
-        let mut record = self.reserve(len, from)?;
-        let is_whole = frame.iter().all(|part| record.push_if_there(part, from.may_be_gone));
-        record.commit();
-        if is_whole { Ok(()) } else { Err(Cause::Unmapped) }
-    }
-}
-
-/// A frame's place in the ring, noted as unfinished.
-pub(crate) struct Begun {
-    record: Record,
-    unfinished: Unfinished,
-}
-
-impl Begun {
-    /// Appends to the frame.
-    #[inline(always)]
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        self.record.push(bytes);
-    }
-
-    /// The same of bytes that may not be there any more, if they are so many that the program may have mapped them for
-    /// this one call. If they are not, the frame is left out.
-    fn push_if_there(&mut self, bytes: &[u8], may_be_gone: bool) -> bool {
-        if !may_be_gone || bytes.len() < MAPPED_LEN {
-            self.record.push(bytes);
-            return true;
-        }
-        // SAFETY: `push_by` has room for so many.
-        self.record.push_by(bytes.len(), |to| unsafe { copy_if_there(bytes.as_ptr(), to, bytes.len()) })
-    }
-
-    /// The same of a number of bytes that the compiler knows.
-    #[inline(always)]
-    pub(crate) fn push_array<const N: usize>(&mut self, bytes: [u8; N]) {
-        self.record.push_array(bytes);
-    }
-
-    /// The same of a number of bytes that the compiler knows and `write` writes.
-    #[inline(always)]
-    pub(crate) fn push_with<const N: usize>(&mut self, write: impl FnOnce(&mut [u8; N])) {
-        self.record.push_with(write);
-    }
-
-    /// The frame is complete.
-    #[inline(always)]
-    pub(crate) fn commit(self) {
-        self.record.commit();
-        self.unfinished.done();
-    }
-}
-
-/// Waits for room if the parameters say so, for as long as they say, all waits together: until the server has read again.
-#[cold]
-#[inline(never)]
-fn wait_for_room(writer: &Writer, len: usize, tid: u32, unfinished: &Unfinished) -> Result<Record, Cause> {
-    let words = writer.memory().words();
-    // Nobody reads a ring that no server was told of.
-    if len > writer.max_frame_len() || is_confined() || SERVER.load(Ordering::Relaxed) == 0 {
-        return Err(Cause::Full);
-    }
-    loop {
-        let seen = words.room.load(Ordering::Acquire);
-        words.waiting.fetch_add(1, Ordering::SeqCst);
-        let reserved = writer.reserve_noting(len, tid, |position| unfinished.at(position));
-        let left = if reserved.is_ok() || words.stopped.load(Ordering::Relaxed) != 0 { 0 } else { left_ns(words) };
-        if left > 0 {
-            WAITED.during(|| {
-                look_after(now_ns());
-                let timeout = futex::Timespec { tv_sec: 0, tv_nsec: left.min(WAIT_NS) as _ };
-                let _ = futex::wait(&words.room, futex::Flags::empty(), seen, Some(&timeout));
-            });
-        }
-        words.waiting.fetch_sub(1, Ordering::SeqCst);
-        if let Ok(record) = reserved {
-            return Ok(record);
-        }
-        if left == 0 {
-            return Err(Cause::Full);
-        }
-    }
-}
-
 /// How long there is still to wait, in nanoseconds.
-fn left_ns(words: &Words) -> u64 {
+pub(super) fn left_ns(words: &Words) -> u64 {
     let params = params::get();
     if params.on_full != OnFull::Block {
         return 0;
