@@ -41,6 +41,27 @@ pub(crate) struct Own {
     pub(crate) lost: Lost,
 }
 
+impl Own {
+    /// A page of this process's, which stays.
+    fn map() -> Result<&'static Self, Complaint> {
+        const { assert!(size_of::<Own>() <= PAGE_LEN) };
+        let page = params::map(PAGE_LEN)?;
+        // SAFETY: a page of our own, freshly mapped.
+        unsafe { madvise(page.cast(), PAGE_LEN, Advice::LinuxWipeOnFork) }
+            .map_err(|_| "this kernel lacks MADV_WIPEONFORK: Linux 4.14 or later is needed")?;
+        // SAFETY: zeroed memory, large and aligned enough, is an `Own` of all zeroes.
+        let own = unsafe { &*page.cast::<Self>() };
+        own.notice(raw_pid());
+        Ok(own)
+    }
+
+    /// Notes whose it is, unless that is known; whether it was not. Of several threads that a forked child may already have,
+    /// one hears that.
+    fn notice(&self, pid: u32) -> bool {
+        self.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
 /// The last event's number and time, which change together: in the order of the numbers, times never run backwards.
 struct Numbering(Pair);
 
@@ -77,15 +98,7 @@ pub(crate) fn init() -> Result<(), Complaint> {
         notice_fork();
         return Ok(());
     }
-    const { assert!(size_of::<Own>() <= PAGE_LEN) };
-    let page = params::map(PAGE_LEN)?;
-    // SAFETY: a page of our own, freshly mapped.
-    unsafe { madvise(page.cast(), PAGE_LEN, Advice::LinuxWipeOnFork) }
-        .map_err(|_| "this kernel lacks MADV_WIPEONFORK: Linux 4.14 or later is needed")?;
-    let own = page.cast::<Own>();
-    // SAFETY: zeroed memory, large and aligned enough, is an `Own` of all zeroes.
-    unsafe { &*own }.pid.store(raw_pid(), Ordering::Relaxed);
-    OWN.store(own, Ordering::Release);
+    OWN.store(core::ptr::from_ref(Own::map()?).cast_mut(), Ordering::Release);
     find_tid();
     Ok(())
 }
@@ -171,8 +184,7 @@ pub(crate) fn on_fork(call: fn()) {
 
 #[cold]
 fn after_fork(pid: u32) {
-    // Of several threads that a child may already have, one announces it.
-    if own().pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+    if own().notice(pid) {
         stack::after_fork();
         guest::after_fork();
         let call = ON_FORK.load(Ordering::Acquire);
@@ -214,6 +226,32 @@ pub(crate) fn is_memory_limited() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    unsafe extern "C" {
+        fn fork() -> i32;
+        fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+        fn _exit(status: i32) -> !;
+    }
+
+    #[test]
+    fn a_forked_child_is_noticed_once_and_begins_anew() {
+        let own = Own::map().unwrap();
+        own.lost.count(1, 2, losses::Cause::Full);
+        assert_eq!((own.notice(7), own.numbering.next(5)), (false, (1, 5)));
+        // SAFETY: the child makes no call that is not allowed in a signal handler.
+        let status = unsafe {
+            let child = fork();
+            if child == 0 {
+                let is_new = own.notice(7) && !own.notice(8) && own.numbering.next(3) == (1, 3) && !own.lost.is_any();
+                _exit(i32::from(!is_new));
+            }
+            let mut status = -1;
+            assert_eq!(waitpid(child, &raw mut status, 0), child);
+            status
+        };
+        assert_eq!(status, 0);
+        assert_eq!((own.numbering.next(6), own.lost.is_any()), ((2, 6), true));
+    }
 
     #[test]
     fn numbers_have_no_gap_and_times_never_run_backwards() {
