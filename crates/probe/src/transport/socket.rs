@@ -28,34 +28,83 @@ const MIN_CHUNK: usize = 256;
 
 /// Our socket.
 pub(super) static OWN: Own = Own::none();
-/// Whether it is connected, to a server that may have what we know.
-static IS_CONNECTED: AtomicBool = AtomicBool::new(false);
-/// Whether there is a server for sockets that are made aside.
-static IS_ASIDE: AtomicBool = AtomicBool::new(false);
-/// Whether who listens at the server's path is neither our user nor root.
-static IS_STRANGER: AtomicBool = AtomicBool::new(false);
-/// Counts connections to a server, from 1; frames of an earlier one are not known to the server of now.
-static SESSION: AtomicU32 = AtomicU32::new(0);
-/// Whether the next connection is a forked child's own to the server that its parent talks to: the same session.
-static IS_SAME_SESSION: AtomicBool = AtomicBool::new(false);
-/// When the last try to connect was, nanoseconds.
-static TRIED_NS: AtomicU64 = AtomicU64::new(0);
-static CHUNK: AtomicU32 = AtomicU32::new(MAX_CHUNK as u32);
+/// What is known of the server.
+struct Server {
+    /// Whether our socket is connected, to one that may have what we know.
+    is_connected: AtomicBool,
+    /// Whether there is one for sockets that are made aside.
+    is_aside: AtomicBool,
+    /// Whether who listens at its path is neither our user nor root.
+    is_stranger: AtomicBool,
+    /// Counts connections to it, from 1; frames of an earlier one are not known to the server of now.
+    session: AtomicU32,
+    /// Whether the next connection is a forked child's own to the server that its parent talks to: the same session.
+    is_same_session: AtomicBool,
+    /// When the last try to connect was, nanoseconds.
+    tried_ns: AtomicU64,
+    /// Payload bytes that fit one frame.
+    chunk: AtomicU32,
+}
+
+static SERVER: Server = Server::unknown();
+
+impl Server {
+    const fn unknown() -> Self {
+        Self {
+            is_connected: AtomicBool::new(false),
+            is_aside: AtomicBool::new(false),
+            is_stranger: AtomicBool::new(false),
+            session: AtomicU32::new(0),
+            is_same_session: AtomicBool::new(false),
+            tried_ns: AtomicU64::new(0),
+            chunk: AtomicU32::new(MAX_CHUNK as u32),
+        }
+    }
+
+    /// Whether it is time to try to connect, and this thread's turn: one try at a time.
+    fn may_try(&self, now_ns: u64) -> bool {
+        let tried = self.tried_ns.load(Ordering::Relaxed);
+        now_ns.wrapping_sub(tried) >= RETRY_NS
+            && self.tried_ns.compare_exchange(tried, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// It is there, at the other end of our socket or of those that are made aside.
+    fn found(&self, place: Place) {
+        if !self.is_same_session.swap(false, Ordering::Relaxed) {
+            self.session.fetch_add(1, Ordering::Relaxed);
+        }
+        match place {
+            Place::Ours => self.is_connected.store(true, Ordering::Release),
+            Place::Aside => self.is_aside.store(true, Ordering::Relaxed),
+        }
+    }
+
+    fn is_gone(&self) {
+        self.is_connected.store(false, Ordering::Relaxed);
+        self.is_aside.store(false, Ordering::Relaxed);
+    }
+
+    /// How much a socket takes at once, with what is not payload.
+    fn note_room(&self, room: usize) {
+        let chunk = room.saturating_sub(FRAME_OVERHEAD).clamp(MIN_CHUNK, MAX_CHUNK);
+        self.chunk.store(chunk as u32, Ordering::Relaxed);
+    }
+}
 
 /// Payload bytes that fit one frame.
 pub(crate) fn chunk() -> u64 {
-    u64::from(CHUNK.load(Ordering::Relaxed))
+    u64::from(SERVER.chunk.load(Ordering::Relaxed))
 }
 
 /// The session that frames go out in now; 0: none yet.
 #[inline]
 pub(crate) fn session() -> u32 {
-    SESSION.load(Ordering::Relaxed)
+    SERVER.session.load(Ordering::Relaxed)
 }
 
 /// What goes into a ring stays known to whoever reads it.
 pub(super) fn begin_session() {
-    SESSION.fetch_add(1, Ordering::Relaxed);
+    SERVER.session.fetch_add(1, Ordering::Relaxed);
 }
 
 pub(super) fn stop() {
@@ -67,8 +116,7 @@ pub(super) fn stop() {
 
 /// The server is gone, or takes no more from us.
 pub(super) fn disconnected() {
-    IS_CONNECTED.store(false, Ordering::Relaxed);
-    IS_ASIDE.store(false, Ordering::Relaxed);
+    SERVER.is_gone();
     outbox::clear();
     // A socket of datagrams can be connected again, under the number that it has.
     if in_use::get() != Transport::Dgram {
@@ -78,7 +126,7 @@ pub(super) fn disconnected() {
 
 /// A server that was not to be reached is tried again with the next frame, although that was a moment ago.
 pub(super) fn try_again() {
-    TRIED_NS.store(0, Ordering::Relaxed);
+    SERVER.tried_ns.store(0, Ordering::Relaxed);
 }
 
 /// A forked child shares its parent's datagram socket, but a stream needs a writer of its own.
@@ -86,7 +134,7 @@ pub(super) fn after_fork() {
     try_again();
     if in_use::get() == Transport::Stream && OWN.current().is_some() {
         disconnected();
-        IS_SAME_SESSION.store(true, Ordering::Relaxed);
+        SERVER.is_same_session.store(true, Ordering::Relaxed);
     }
 }
 
@@ -101,38 +149,28 @@ pub(crate) enum Socket {
 pub(super) fn reach(now_ns: u64) -> Result<Socket, Cause> {
     ready()
         .or_else(|| connect_anew(now_ns))
-        .ok_or_else(|| if IS_STRANGER.load(Ordering::Relaxed) { Cause::Stranger } else { Cause::Absent })
+        .ok_or_else(|| if SERVER.is_stranger.load(Ordering::Relaxed) { Cause::Stranger } else { Cause::Absent })
 }
 
 fn ready() -> Option<Socket> {
-    if IS_ASIDE.load(Ordering::Relaxed) && !is_confined() {
+    if SERVER.is_aside.load(Ordering::Relaxed) && !is_confined() {
         return Some(Socket::Aside);
     }
-    if IS_CONNECTED.load(Ordering::Acquire) { OWN.current().map(Socket::Ours) } else { None }
+    if SERVER.is_connected.load(Ordering::Acquire) { OWN.current().map(Socket::Ours) } else { None }
 }
 
 fn connect_anew(now_ns: u64) -> Option<Socket> {
     if is_confined() || process::who().is_guest {
         return None;
     }
-    let tried = TRIED_NS.load(Ordering::Relaxed);
-    // One try at a time: TRIED_NS lets one thread through.
-    if now_ns.wrapping_sub(tried) < RETRY_NS
-        || TRIED_NS.compare_exchange(tried, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_err()
-    {
+    if !SERVER.may_try(now_ns) {
         return None;
     }
     let found = find_server();
-    IS_STRANGER.store(found == Err(Errno::PERM), Ordering::Relaxed);
+    SERVER.is_stranger.store(found == Err(Errno::PERM), Ordering::Relaxed);
     let found = found.ok()?;
     stall::end();
-    if !IS_SAME_SESSION.swap(false, Ordering::Relaxed) {
-        begin_session();
-    }
-    match found {
-        Place::Ours => IS_CONNECTED.store(true, Ordering::Release),
-        Place::Aside => IS_ASIDE.store(true, Ordering::Relaxed),
-    }
+    SERVER.found(found);
     ready()
 }
 
@@ -245,8 +283,7 @@ fn datagram_listener(inode: u64) -> Option<u32> {
 
 fn note_room(socket: BorrowedFd<'_>) {
     let room = rustix::net::sockopt::socket_send_buffer_size(socket).unwrap_or(MAX_CHUNK);
-    let chunk = room.saturating_sub(FRAME_OVERHEAD).clamp(MIN_CHUNK, MAX_CHUNK);
-    CHUNK.store(chunk as u32, Ordering::Relaxed);
+    SERVER.note_room(room);
 }
 
 /// Sends one frame, whole or not at all.
@@ -308,8 +345,52 @@ fn send_aside(frame: &[&[u8]]) -> Result<(), Cause> {
         None | Some(Err(Errno::MFILE | Errno::NFILE)) => Err(Cause::Absent),
         Some(Err(errno)) => {
             disconnected();
-            IS_STRANGER.store(errno == Errno::PERM, Ordering::Relaxed);
+            SERVER.is_stranger.store(errno == Errno::PERM, Ordering::Relaxed);
             Err(if errno == Errno::PERM { Cause::Stranger } else { Cause::Absent })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_server_is_tried_by_one_thread_now_and_then() {
+        let server = Server::unknown();
+        let tries: Vec<_> = (0..4).map(|step| server.may_try(RETRY_NS + step * RETRY_NS / 2)).collect();
+        assert_eq!(tries, [true, false, true, false]);
+        let tried = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| tried.fetch_add(server.may_try(9 * RETRY_NS).into(), Ordering::Relaxed));
+            }
+        });
+        assert_eq!(tried.into_inner(), 1);
+    }
+
+    #[test]
+    fn each_connection_is_a_session_but_a_childs_to_its_parents_server() {
+        let server = Server::unknown();
+        let session = || server.session.load(Ordering::Relaxed);
+        server.found(Place::Ours);
+        assert_eq!((session(), server.is_connected.load(Ordering::Relaxed)), (1, true));
+        server.is_gone();
+        server.is_same_session.store(true, Ordering::Relaxed);
+        server.found(Place::Ours);
+        assert_eq!(session(), 1);
+        server.is_gone();
+        server.found(Place::Aside);
+        assert_eq!((session(), server.is_connected.load(Ordering::Relaxed)), (2, false));
+    }
+
+    #[test]
+    fn a_frame_fits_what_the_socket_takes() {
+        let server = Server::unknown();
+        let chunk = |room| {
+            server.note_room(room);
+            server.chunk.load(Ordering::Relaxed) as usize
+        };
+        assert_eq!([0, 8192, 1 << 30].map(chunk), [MIN_CHUNK, 8192 - FRAME_OVERHEAD, MAX_CHUNK]);
     }
 }
