@@ -28,14 +28,40 @@ const FURTHEST_JUMP: isize = 1 << 20;
 /// Stacks and records are aligned to this many bits.
 const ALIGNMENT: u32 = 4;
 
-/// Where the call is on the stack (high half) and the position of the record, both without what they are aligned to; 0: none.
-static OPEN: [AtomicU64; NOTES] = [const { AtomicU64::new(0) }; NOTES];
-/// Where those write who have no note.
-static NOWHERE: AtomicU64 = AtomicU64::new(0);
+/// The notes of all threads.
+struct Notes {
+    /// Where the call is on the stack (high half) and the position of the record, both without what they are aligned to; 0:
+    /// none.
+    open: [AtomicU64; NOTES],
+    /// Where those write who have no note.
+    nowhere: AtomicU64,
+}
+
+static ALL: Notes = Notes::none();
+
+impl Notes {
+    const fn none() -> Self {
+        Self { open: [const { AtomicU64::new(0) }; NOTES], nowhere: AtomicU64::new(0) }
+    }
+
+    /// Gives up what a thread left unfinished. `frame` is where its call is on the stack.
+    #[inline(always)]
+    fn begin(&'static self, writer: &Writer, tid: u32, frame: usize) -> Unfinished {
+        let line = tid % (NOTES as u32 / IN_LINE) * IN_LINE;
+        let note = &self.open[(line + tid / (NOTES as u32 / IN_LINE) % IN_LINE) as usize];
+        let found = note.load(Ordering::Relaxed);
+        let is_free = found == 0 || settle(writer, tid, frame, (note, found));
+        Unfinished { note: if is_free { note } else { &self.nowhere }, frame: (frame as u64) >> ALIGNMENT << 32 }
+    }
+
+    fn is_any(&self) -> bool {
+        self.open.iter().chain([&self.nowhere]).any(|note| note.load(Ordering::Relaxed) != 0)
+    }
+}
 
 /// A thread that is about to begin a record.
 pub(super) struct Unfinished {
-    /// Its note; [`NOWHERE`] if it has none.
+    /// Its note; [`Notes::nowhere`] if it has none.
     note: &'static AtomicU64,
     /// Where its call is on the stack, as in a note.
     frame: u64,
@@ -45,11 +71,7 @@ impl Unfinished {
     /// Gives up what the thread left unfinished. `frame` is where the call is on the stack.
     #[inline(always)]
     pub(super) fn new(writer: &Writer, tid: u32, frame: usize) -> Self {
-        let line = tid % (NOTES as u32 / IN_LINE) * IN_LINE;
-        let note = &OPEN[(line + tid / (NOTES as u32 / IN_LINE) % IN_LINE) as usize];
-        let found = note.load(Ordering::Relaxed);
-        let note = if found == 0 || settle(writer, tid, frame, (note, found)) { note } else { &NOWHERE };
-        Self { note, frame: (frame as u64) >> ALIGNMENT << 32 }
+        ALL.begin(writer, tid, frame)
     }
 
     /// A record may begin at a position.
@@ -99,10 +121,58 @@ fn was_left(found: u64, frame: usize) -> bool {
 
 /// Whether any thread has a record that is not finished, as far as there are notes.
 pub(super) fn is_any() -> bool {
-    OPEN.iter().chain([&NOWHERE]).any(|note| note.load(Ordering::Relaxed) != 0)
+    ALL.is_any()
 }
 
 /// The threads whose notes these were are not in the child.
 pub(super) fn after_fork() {
-    OPEN.iter().for_each(|note| note.store(0, Ordering::Relaxed));
+    ALL.open.iter().for_each(|note| note.store(0, Ordering::Relaxed));
+}
+
+#[cfg(test)]
+mod tests {
+    use socktrace_ring::{MIN_RING_LEN, Record, create};
+
+    use super::*;
+
+    /// Where a call is on a stack; a handler that interrupts it is below.
+    const CALL: usize = 0x7fff_0000;
+    const HANDLER: usize = CALL - 0x1000;
+    const TID: u32 = 7;
+    /// A thread that has the same note.
+    const OTHER: u32 = TID + NOTES as u32;
+
+    fn reserve(notes: &'static Notes, writer: &Writer, tid: u32, frame: usize) -> (Unfinished, Record, u64) {
+        let unfinished = notes.begin(writer, tid, frame);
+        let position = writer.memory().words().tail_position();
+        let record = writer.reserve_noting(8, tid, |position| unfinished.at(position)).unwrap();
+        (unfinished, record, position)
+    }
+
+    #[test]
+    fn a_record_is_given_up_when_its_thread_comes_back_elsewhere() {
+        process::init().unwrap();
+        let notes: &'static Notes = Box::leak(Box::new(Notes::none()));
+        let writer = Writer::new(create(MIN_RING_LEN).unwrap().1);
+        let lost = || process::own().lost.now().0;
+        let (_, _, left) = reserve(notes, &writer, TID, CALL);
+        let before = lost();
+        // A handler in the middle of it, and another thread, write theirs, and leave it alone.
+        for (tid, frame) in [(TID, HANDLER), (OTHER, CALL)] {
+            let (unfinished, record, _) = reserve(notes, &writer, tid, frame);
+            assert!(core::ptr::eq(unfinished.note, &notes.nowhere));
+            record.commit();
+            unfinished.done();
+        }
+        assert_eq!((writer.unfinished(left), lost()), (Some(TID), before));
+        // The handler has jumped, to a place further up.
+        let (unfinished, mut record, position) = reserve(notes, &writer, TID, CALL + 64);
+        assert_eq!((writer.unfinished(left), lost()), (None, before + 1));
+        assert!(writer.memory().words().lost_events.load(Ordering::Relaxed) == 1 && notes.is_any());
+        record.push(&[0; 8]);
+        record.commit();
+        unfinished.done();
+        assert!(writer.unfinished(position).is_none() && !notes.is_any());
+        assert!(core::ptr::eq(notes.begin(&writer, TID, HANDLER).note, unfinished.note), "its own note is free again");
+    }
 }
