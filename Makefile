@@ -20,7 +20,7 @@ TO = $(DESTDIR)$(PREFIX)
 INSTALLED_FOLDERS = "$(TO)/bin" "$(TO)/share/socktrace" "$(TO)/share/man/man1" \
     "$(TO)/share/bash-completion/completions" "$(TO)/share/zsh/site-functions" "$(TO)/share/fish/vendor_completions.d"
 
-.PHONY: all demo picture install uninstall test check lint deny package clean build coverage random soak bench fuzz corpus guided
+.PHONY: all bpf bpf-check demo picture install uninstall test check lint deny package clean build coverage random soak bench fuzz corpus guided
 
 all: build
 
@@ -122,8 +122,27 @@ lint: deny
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -D missing_docs" cargo doc --locked --no-deps $(LIBRARIES:%=-p %)
 
+# What runs in the kernel, for crates/bpf: kept as built, because nobody should need clang who builds socktrace.
+BPF = crates/bpf/object
+BPF_CLANG = clang
+BPF_FLAGS = -O2 -g -target bpf -D__TARGET_ARCH_x86 -Wall -Werror -fdebug-compilation-dir=. -I/usr/include/$(shell uname -m)-linux-gnu
+bpf:
+	cd $(BPF) && $(BPF_CLANG) $(BPF_FLAGS) -c socktrace.bpf.c -o socktrace.bpf.o && llvm-strip -g socktrace.bpf.o
+
+# Whether the object is what its source is compiled to: byte for byte by the clang that it was built with, else the same
+# instructions.
+BPF_BUILT_BY = version 14.0.6
+bpf-check:
+	@set -e; built=$$(mktemp -d); trap 'rm -rf "$$built"' EXIT; cd $(BPF); \
+	$(BPF_CLANG) $(BPF_FLAGS) -c socktrace.bpf.c -o "$$built/socktrace.bpf.o"; \
+	llvm-strip -g "$$built/socktrace.bpf.o"; \
+	if $(BPF_CLANG) --version | grep -q "$(BPF_BUILT_BY)"; then cmp socktrace.bpf.o "$$built/socktrace.bpf.o" && exit; fi; \
+	instructions() { llvm-objdump -d -r --no-show-raw-insn "$$1" | tail -n +3; }; \
+	instructions socktrace.bpf.o > "$$built/kept"; instructions "$$built/socktrace.bpf.o" > "$$built/new"; \
+	cmp -s "$$built/kept" "$$built/new" && ! $(BPF_CLANG) --version | grep -q "$(BPF_BUILT_BY)" || { echo "socktrace: $(BPF)/socktrace.bpf.o is not what its source is compiled to: run make bpf" >&2; exit 1; }
+
 # What others can use: its documentation is complete.
-LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-engine socktrace-view socktrace-export
+LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-bpf socktrace-engine socktrace-view socktrace-export
 
 # What goes to crates.io, below target/package, each crate of it built from that alone. The probe goes along as built, for a
 # package cannot build it (frida/socktrace/agent/build.rs); it is what makes the tree dirty in cargo's eyes.

@@ -88,7 +88,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// How the program gets the probe
+    /// How the program is observed
     #[arg(long, default_value = first(|engine| engine.runs).name, value_parser = engine::one(|engine| engine.runs))]
     pub engine: Entry,
     /// Use this Frida Gadget (frida-gadget.so)
@@ -114,6 +114,9 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("target").required(true).multiple(true).args(["target_pids", "name"])))]
 pub struct AttachArgs {
+    /// How to get into the processes
+    #[arg(long, default_value = first(|engine| engine.attaches).name, value_parser = engine::one(|engine| engine.attaches))]
+    pub engine: Entry,
     /// Processes to attach to
     #[arg(value_name = "PID", id = "target_pids", value_parser = clap::value_parser!(u32).range(1..))]
     pub target_pids: Vec<u32>,

@@ -92,6 +92,7 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
         bail!("nothing to trace: give the interface {NAME} a command line or a process id");
     }
     let attach = AttachArgs {
+        engine: first(|engine| engine.attaches),
         target_pids: args.pid.clone(),
         name: args.name.clone(),
         children: false,

@@ -1,6 +1,7 @@
 //! The collector inside `run` and `attach`: receives, records what is kept, shows what is asked for.
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread::{self, JoinHandle};
 
@@ -67,7 +68,9 @@ impl Live {
         {
             return Err(error.into());
         }
-        let view = View::new(view.style(destination.colour), Traffic::new(selection, Some(program::is_go)));
+        // A program of Go's is worth a word where only calls of libc's functions are seen.
+        let is_unseen_go = if events.see_system_calls() { |_: Option<u32>, _: &Path| false } else { program::is_go };
+        let view = View::new(view.style(destination.colour), Traffic::new(selection, Some(is_unseen_go)));
         let output = if is_shown { destination.in_background(ORDERING_TIME) } else { Output::default() };
         let mut shown = Shown::new(view, output, is_unseen);
         let stop = Stop::new()?;

@@ -37,6 +37,11 @@ impl Events {
         Origin { path: &self.path, kind: &self.kind }
     }
 
+    /// Whether programs are seen as well that make their system calls without libc.
+    pub fn see_system_calls(&self) -> bool {
+        self.kind == socktrace_bpf::KIND
+    }
+
     /// As [`Source::run`].
     ///
     /// # Errors

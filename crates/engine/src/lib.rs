@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 mod agent;
+mod bpf;
 mod collector;
 mod error;
 mod events;
@@ -159,5 +160,12 @@ pub const ENGINES: &[Entry] = &[
         runs: true,
         attaches: true,
         make: frida::make,
+    },
+    Entry {
+        name: "bpf",
+        about: "the kernel's tracepoints, as root; sees static programs and Go's",
+        runs: true,
+        attaches: true,
+        make: bpf::make,
     },
 ];

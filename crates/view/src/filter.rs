@@ -29,10 +29,10 @@ pub struct Filter {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// No pattern.
-    #[error("{}: not a pattern: {1}", .0.display())]
+    #[error("{}: not a pattern: {why}", .0.display(), why = .1)]
     Pattern(OsString, String),
     /// No regular expression.
-    #[error("{}: not a regular expression: {1}", .0.display())]
+    #[error("{}: not a regular expression: {why}", .0.display(), why = .1)]
     Expression(OsString, String),
 }
 

@@ -15,7 +15,7 @@ impl RunArgs {
 impl AttachArgs {
     /// The engine that is asked for.
     pub fn engine(&self) -> Box<dyn Engine> {
-        (first(|engine| engine.attaches).make)(&Options { frida: self.frida.clone(), ..Options::default() })
+        (self.engine.make)(&Options { frida: self.frida.clone(), ..Options::default() })
     }
 }
 
