@@ -114,8 +114,9 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("target").required(true).multiple(true).args(["target_pids", "name"])))]
 pub struct AttachArgs {
-    /// How to get into the processes
-    #[arg(long, default_value = first(|engine| engine.attaches).name, value_parser = engine::one(|engine| engine.attaches))]
+    /// How to get into the processes [with --frida: frida]
+    #[arg(long, default_value = first(|engine| engine.attaches).name, value_parser = engine::one(|engine| engine.attaches),
+          default_value_if("frida", clap::builder::ArgPredicate::IsPresent, "frida"))]
     pub engine: Entry,
     /// Processes to attach to
     #[arg(value_name = "PID", id = "target_pids", value_parser = clap::value_parser!(u32).range(1..))]

@@ -227,6 +227,13 @@ fn threads() {
     until("its main thread has ended", || program.state() == "Z");
     refused(program.child.id(), "its main thread has ended");
     program.say("lives");
+    // By itself, without Frida.
+    let pid = program.child.id().to_string();
+    let mut attached = Attached::by(&["--engine", "inject", &pid]);
+    program.say("seen");
+    attached.lines.find(|line| line.as_ref().unwrap().contains("\"seen")).unwrap().unwrap();
+    attached.leave();
+    program.say("lives");
     program.end();
 }
 
@@ -252,8 +259,12 @@ struct Attached {
 
 impl Attached {
     fn to(frida: &str, args: &[&str]) -> Self {
+        Self::by(&[&["--frida", frida], args].concat())
+    }
+
+    fn by(args: &[&str]) -> Self {
         let mut command = Command::new(harness::SOCKTRACE);
-        command.args(["attach", "--frida", frida]).args(args).env("LANG", "C.UTF-8").stderr(Stdio::piped());
+        command.arg("attach").args(args).env("LANG", "C.UTF-8").stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().starts_with("socktrace: attached to ")));

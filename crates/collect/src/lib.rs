@@ -14,6 +14,7 @@
 mod bad_frames;
 pub mod decode;
 mod descriptors;
+mod door;
 mod family;
 pub mod join;
 pub mod listen;
@@ -25,6 +26,7 @@ mod shares;
 mod signals;
 
 pub use descriptors::raise_descriptor_limit;
+pub use door::Door;
 pub use listen::{Bound, SockType};
 pub use sender::Sender;
 pub use signals::stop_on_signals;

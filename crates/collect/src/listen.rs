@@ -17,6 +17,7 @@ use rustix::net::{
 };
 use socktrace_event::{Origin, PathError};
 
+use crate::door::Door;
 use crate::family::Family;
 use crate::sender::Sender;
 
@@ -88,6 +89,8 @@ pub struct Bound {
     admitted: Vec<u32>,
     /// Processes that may, whatever user they are.
     family: Family,
+    /// Another way in, for rings.
+    door: Option<Door>,
 }
 
 impl Bound {
@@ -104,6 +107,22 @@ impl Bound {
     /// The path it was bound to; `@` and a name, of an abstract address.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A way to hand rings over in this process. A socket of datagrams has none.
+    ///
+    /// # Errors
+    ///
+    /// eventfd(2) has failed.
+    pub fn door(&mut self) -> Result<Door, PathError> {
+        if self.door.is_none() {
+            self.door = Some(Door::new().map_err(PathError::io(&self.path, "eventfd(2)"))?);
+        }
+        Ok(self.door.clone().expect("made just now"))
+    }
+
+    pub(crate) fn opened_door(&self) -> Option<&Door> {
+        self.door.as_ref()
     }
 
     /// Lets processes of these users send, too. Whoever connects is asked for their user by `admits`, as the mode of the
@@ -196,8 +215,15 @@ pub fn bind(path: &Path, sock_type: SockType) -> Result<Bound, PathError> {
     bind_to(&socket, &address).map_err(|e| explain(path, e))?;
     let metadata = fs::symlink_metadata(path).map_err(PathError::io(path, "gone again"))?;
     let identity = Some((metadata.dev(), metadata.ino()));
-    let bound =
-        Bound { socket, sock_type, path: path.to_owned(), identity, admitted: Vec::new(), family: Family::default() };
+    let bound = Bound {
+        socket,
+        sock_type,
+        path: path.to_owned(),
+        identity,
+        admitted: Vec::new(),
+        family: Family::default(),
+        door: None,
+    };
     if sock_type == SockType::Stream {
         listen(&bound.socket, BACKLOG).map_err(PathError::io(path, "listen(2)"))?;
     }
@@ -225,6 +251,7 @@ pub fn bind_abstract(name: &str) -> Result<Bound, PathError> {
         identity: None,
         admitted: Vec::new(),
         family: Family::default(),
+        door: None,
     })
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::process::geteuid;
-use socktrace_collect::Bound;
+use socktrace_collect::{Bound, Door};
 use socktrace_event::{Failed, Origin, Sink, Source, Stop};
 use socktrace_params::Params;
 
@@ -63,6 +63,11 @@ impl Collector {
     /// What a probe is told that reports here.
     pub fn tell<'a>(&'a self, params: &Params<'a>) -> Params<'a> {
         Params { out_socket_path: self.bound.path().as_os_str().as_bytes(), ..*params }
+    }
+
+    /// A way to hand rings over that were taken from processes.
+    pub fn door(&mut self) -> Result<Door, Error> {
+        Ok(self.bound.door()?)
     }
 
     /// What comes to the socket, and the folder.

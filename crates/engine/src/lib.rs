@@ -19,6 +19,7 @@ mod events;
 mod frida;
 mod gadget;
 mod gate;
+mod inject;
 pub mod nest;
 mod place;
 mod preload;
@@ -154,6 +155,13 @@ impl fmt::Debug for Entry {
 /// All engines. The first that can do what is asked for does it unless another one is chosen.
 pub const ENGINES: &[Entry] = &[
     Entry { name: "preload", about: "LD_PRELOAD; needs nothing", runs: true, attaches: false, make: preload::make },
+    Entry {
+        name: "inject",
+        about: "the probe put in by ptrace(2); needs nothing",
+        runs: false,
+        attaches: true,
+        make: inject::make,
+    },
     Entry {
         name: "frida",
         about: "Frida; leaves the program's environment alone",

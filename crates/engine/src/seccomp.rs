@@ -68,6 +68,26 @@ const CALLS: [(&str, libc::c_long, [u64; 4]); 44] = [
     ("exit", libc::SYS_exit, [0, 0, 0, 0]),
 ];
 
+/// Those of them that an injected probe does not make, whose ring is handed over from outside.
+const OF_FRIDA: [&str; 16] = [
+    "connect",
+    "sendmsg",
+    "madvise",
+    "newfstatat",
+    "getdents64",
+    "write",
+    "pread64",
+    "lseek",
+    "dup",
+    "eventfd2",
+    "poll",
+    "socketpair",
+    "clone3",
+    "set_robust_list",
+    "prctl",
+    "rt_sigaction",
+];
+
 /// The first call that one of a process's `count` filters would end it for.
 ///
 /// # Errors
@@ -75,14 +95,29 @@ const CALLS: [(&str, libc::c_long, [u64; 4]); 44] = [
 /// The filters may not be read.
 pub fn deadly_call(pid: u32, count: u32) -> io::Result<Option<&'static str>> {
     let filters = filters(Pid::from_raw(pid.cast_signed()), count)?;
+    Ok(first_deadly(&filters, |_| true))
+}
+
+/// The same of what puts a probe in from outside, and of the probe itself, in a process of which a thread is stopped.
+///
+/// # Errors
+///
+/// The filters may not be read.
+pub fn call_deadly_to_inject(stopped: u32, count: u32) -> io::Result<Option<&'static str>> {
+    let filters = filters_of_stopped(Pid::from_raw(stopped.cast_signed()), count)?;
+    Ok(first_deadly(&filters, |name| !OF_FRIDA.contains(&name)))
+}
+
+fn first_deadly(filters: &[Vec<libc::sock_filter>], is_made: impl Fn(&str) -> bool) -> Option<&'static str> {
     let is_deadly = |filter: &Vec<libc::sock_filter>, number: libc::c_long, arguments: [u64; 4]| {
         let result = evaluate(filter, &data(number, arguments));
         // What cannot be told is taken for the worst. The action of a trap is the program's own handler's.
         let action = result.map_or(libc::SECCOMP_RET_KILL_PROCESS, |result| result & libc::SECCOMP_RET_ACTION_FULL);
         matches!(action, libc::SECCOMP_RET_KILL_PROCESS | libc::SECCOMP_RET_KILL_THREAD | libc::SECCOMP_RET_TRAP)
     };
-    let call = CALLS.iter().find(|(_, number, args)| filters.iter().any(|filter| is_deadly(filter, *number, *args)));
-    Ok(call.map(|(name, ..)| *name))
+    let mut calls = CALLS.iter().filter(|(name, ..)| is_made(name));
+    let call = calls.find(|(_, number, args)| filters.iter().any(|filter| is_deadly(filter, *number, *args)));
+    call.map(|(name, ..)| *name)
 }
 
 /// `struct seccomp_data`, by its 32-bit words.
@@ -110,12 +145,16 @@ fn filters(pid: Pid, count: u32) -> io::Result<Vec<Vec<libc::sock_filter>>> {
                 _ => {}
             }
         }
-        (0..count).map(|index| filter(pid, index)).collect()
+        filters_of_stopped(pid, count)
     };
     let result = read();
     // It may have ended.
     let _ = ptrace::detach(pid, None);
     result
+}
+
+fn filters_of_stopped(pid: Pid, count: u32) -> io::Result<Vec<Vec<libc::sock_filter>>> {
+    (0..count).map(|index| filter(pid, index)).collect()
 }
 
 fn filter(pid: Pid, index: u32) -> io::Result<Vec<libc::sock_filter>> {

@@ -10,7 +10,7 @@ use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 use socktrace_event::{errno, proc_text};
 
-use crate::{program, seccomp};
+use crate::{inject, program, seccomp};
 
 /// What proc_pid_status(5) says of a process.
 #[derive(Debug, Default)]
@@ -52,7 +52,66 @@ impl Status {
 
 /// Why a process is left alone, in one line that names it; None if nothing is known that would keep Frida out.
 pub fn refusal(pid: u32) -> Option<String> {
+    why_not(pid)
+        .or_else(|| why_not_frida(pid))
+        .or_else(|| traced_already(pid))
+        .map(|why| format!("process {pid}: {why}"))
+}
+
+/// The same of ptrace(2), by which a probe is put in.
+pub fn refusal_to_ptrace(pid: u32) -> Option<String> {
     why_not(pid).or_else(|| traced_already(pid)).map(|why| format!("process {pid}: {why}"))
+}
+
+/// A thread that has the process's memory: the first one, unless that has ended.
+pub fn some_thread_of(pid: u32) -> Option<u32> {
+    let is_alive = |&tid: &u32| {
+        let stat = proc_text(&format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| !matches!(rest.trim_start().as_bytes().first(), None | Some(b'Z' | b'X')))
+    };
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let mut tids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    tids.sort_by_key(|&tid| tid != pid);
+    tids.into_iter().find(is_alive)
+}
+
+/// The effective user, by proc_pid_status(5).
+pub fn effective_user(status: &str) -> Option<u32> {
+    Status::parse(status).users.get(1).copied()
+}
+
+/// The number by which a process knows itself, by proc_pid_status(5): the one in the innermost pid namespace.
+pub fn innermost_number(status: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().next_back()?.parse().ok()
+}
+
+/// What a seccomp filter would end a process for that the injected probe does, in words. One of its threads is stopped.
+pub fn deadly_call_to_inject(pid: u32, stopped: u32) -> Option<String> {
+    let status = Status::of(pid)?;
+    if status.seccomp == seccomp::STRICT {
+        return Some("is in seccomp's strict mode, in which whatever is done in it would end it".into());
+    }
+    if status.seccomp != seccomp::FILTERED || has_as_many_filters(&status) {
+        return None;
+    }
+    match seccomp::call_deadly_to_inject(stopped, status.filters) {
+        Ok(None) => None,
+        Ok(Some(call)) => Some(format!(
+            "is under a seccomp filter that would end it at {call}(2), which the probe makes: `socktrace run` traces a program \
+             from before it sets its filter"
+        )),
+        Err(_) => Some(
+            "is under a seccomp filter, which may end it for what the probe does; root may look at the filter, and attach if it \
+             does no harm; `socktrace run` traces a program from before it sets one"
+                .into(),
+        ),
+    }
+}
+
+/// A container's own filter, under which we are, too.
+fn has_as_many_filters(status: &Status) -> bool {
+    Status::of(std::process::id()).is_some_and(|ours| ours.filters >= status.filters)
 }
 
 fn traced_already(pid: u32) -> Option<String> {
@@ -66,13 +125,8 @@ fn why_not(pid: u32) -> Option<String> {
     if status.tgid != pid {
         return Some(format!("is a thread of process {}: attach to that", status.tgid));
     }
-    if matches!(status.state, 'Z' | 'X') {
-        return Some(match has_threads(pid) {
-            true => "its main thread has ended, and Frida cannot attach to the others: `socktrace run` traces such a \
-                     program from its start"
-                .into(),
-            false => "has ended, and only waits for its parent to take notice".into(),
-        });
+    if matches!(status.state, 'Z' | 'X') && !has_threads(pid) {
+        return Some("has ended, and only waits for its parent to take notice".into());
     }
     if status.is_kernel_thread {
         return Some("is a thread of the kernel's".into());
@@ -86,6 +140,15 @@ fn why_not(pid: u32) -> Option<String> {
     if status.tracer != 0 {
         let name = name_of(status.tracer).unwrap_or_else(|| "a tracer".into());
         return Some(format!("is traced by {name}[{}], and a process has one tracer: end that first", status.tracer));
+    }
+    None
+}
+
+/// What else keeps Frida out.
+fn why_not_frida(pid: u32) -> Option<String> {
+    let status = Status::of(pid)?;
+    if matches!(status.state, 'Z' | 'X') {
+        return Some("its main thread has ended, and Frida cannot attach to the others: `--engine inject` does".into());
     }
     if status.state == 'T' {
         return Some(format!("is stopped, and Frida would let it go on: continue it first (kill -CONT {pid})"));
@@ -114,7 +177,8 @@ fn has_threads(pid: u32) -> bool {
 
 /// What a debugger is refused, Frida is, too (ptrace(2), "Ptrace access mode checking").
 fn no_permission(pid: u32) -> Option<String> {
-    let error = fs::OpenOptions::new().read(true).open(format!("/proc/{pid}/mem")).err()?;
+    let tid = some_thread_of(pid).unwrap_or(pid);
+    let error = fs::OpenOptions::new().read(true).open(format!("/proc/{pid}/task/{tid}/mem")).err()?;
     if error.kind() == ErrorKind::NotFound {
         return Some("no such process".into());
     }
@@ -139,8 +203,7 @@ fn seccomp_refusal(pid: u32, status: &Status) -> Option<String> {
     if status.seccomp != filtered {
         return None;
     }
-    // A container's own filter, under which we are, too.
-    if Status::of(std::process::id()).is_some_and(|ours| ours.filters >= status.filters) {
+    if has_as_many_filters(status) {
         return None;
     }
     match seccomp::deadly_call(pid, status.filters) {
@@ -182,7 +245,7 @@ pub enum Probe {
 pub fn probe_in(pid: u32) -> Probe {
     let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
     let is_probe = |line: &[u8]| line.windows(PROBE_NAME.len()).any(|window| window == PROBE_NAME);
-    if !maps.split(|&b| b == b'\n').any(is_probe) {
+    if !maps.split(|&b| b == b'\n').any(is_probe) && !inject::is_in(pid) {
         return Probe::Absent;
     }
     ring_reader_of(pid, &maps).or_else(|| collector_of(pid)).map_or(Probe::Idle, Probe::ReportsTo)

@@ -117,6 +117,8 @@ pub struct Params<'a> {
     pub follow_children: bool,
     /// Whether Frida put the probe there, and so may be there itself.
     pub by_frida: bool,
+    /// Whether whoever put the probe there takes the ring out of the process, so that the probe tells nobody of it.
+    pub hand_over: bool,
     /// Where the probe lies as a file, for programs that this one executes to load it from; empty: nowhere.
     pub preload: &'a [u8],
     /// What they were read from, where those are that may be given more than once.
@@ -135,6 +137,7 @@ impl<'a> Params<'a> {
         ring_bytes: RING_BYTES.default,
         follow_children: true,
         by_frida: false,
+        hand_over: false,
         preload: b"",
         text: b"",
     };

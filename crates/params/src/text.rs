@@ -5,6 +5,8 @@ use core::fmt::{self, Write};
 use crate::{MAX_BYTES, MAX_FDS, MAX_SOCKET_PATH, MAX_WAIT_MS, OUT_SOCKET_PATH, OnFull, Params, RING_BYTES, Transport};
 
 pub(crate) const SOCKET_PATH: &[u8] = b"socket_path";
+/// The engine that takes the ring out of the process.
+const INJECT: &[u8] = b"inject";
 pub(crate) const IGNORE_FD: &[u8] = b"ignore_fd";
 
 /// What is wrong with the parameters: which, and what it takes.
@@ -68,7 +70,7 @@ pub fn parse(text: &[u8]) -> Result<Params<'_>, Complaint> {
                 let in_range = number(value).filter(|&n| RING_BYTES.has(n) && n.is_power_of_two());
                 params.ring_bytes = in_range.ok_or(takes)?;
             }
-            b"engine" => params.by_frida = value == b"frida",
+            b"engine" => (params.by_frida, params.hand_over) = (value == b"frida", value == INJECT),
             b"preload" => params.preload = value,
             SOCKET_PATH | IGNORE_FD => {}
             _ => return Err("unknown parameter: the agent and its probe do not belong together"),
@@ -82,6 +84,12 @@ pub fn parse(text: &[u8]) -> Result<Params<'_>, Complaint> {
 }
 
 impl Params<'_> {
+    /// Writes what an injected probe is told beside that.
+    pub fn write_injected_to(&self, text: &mut impl Extend<u8>) {
+        self.write_to(text);
+        text.extend(b"engine=".iter().chain(INJECT).chain(b"\0preload=").chain(self.preload).chain(b"\0").copied());
+    }
+
     /// Writes what a preloaded probe is told. Sockets to record, descriptors to ignore and what only Frida's agent knows are
     /// left out.
     pub fn write_to(&self, text: &mut impl Extend<u8>) {

@@ -45,6 +45,4 @@ mod sys;
 mod arch;
 
 pub use life::exec::socktrace_followed_by;
-pub use start::control::{
-    socktrace_hook, socktrace_ignore, socktrace_init, socktrace_ready, socktrace_stop, socktrace_unhook,
-};
+pub use start::control::{socktrace_ignore, socktrace_leave, socktrace_start, socktrace_stop};

@@ -37,8 +37,7 @@ rpc.exports = {
   /* The script is unloaded, not eternalized: leave nothing but the library, which a waiting call returns to. */
   dispose() {
     if (isOurs) {
-      loaded.stop();
-      loaded.unhook();
+      loaded.leave();
     }
   },
 };
@@ -57,7 +56,7 @@ function load(given) {
     ownDescriptors(parameters.max_fds).forEach((fd) => running.ignore(fd));
   }
   const probe = running || loadProbe();
-  const complaint = probe.init(text.bytes, text.length);
+  const complaint = probe.start(text.bytes, text.length);
   if (!complaint.isNull()) {
     const message = complaint.readUtf8String();
     /* By a script that was loaded before this one, or by LD_PRELOAD. */
@@ -68,11 +67,6 @@ function load(given) {
     throw new Error('socktrace: ' + message);
   }
   isOurs = running === null && !parameters.stay;
-  const missed = probe.hook();
-  if (missed !== null) {
-    console.warn('socktrace: ' + missed);
-  }
-  probe.ready();
   return probe;
 }
 
@@ -242,7 +236,6 @@ function linker() {
     symbol(handle, name) {
       return dlsym(handle, Memory.allocUtf8String(name));
     },
-    dlsym,
   };
 }
 
@@ -250,16 +243,10 @@ function probeOf(handle) {
   const symbol = (name) => linker().symbol(handle, name);
   const fn = (name, result, args) => new NativeFunction(symbol(name), result, args);
   return {
-    init: fn('socktrace_init', 'pointer', ['pointer', 'size_t']),
-    ready: fn('socktrace_ready', 'void', []),
+    start: fn('socktrace_start', 'pointer', ['pointer', 'size_t']),
     stop: fn('socktrace_stop', 'void', []),
     ignore: fn('socktrace_ignore', 'void', ['int']),
-    unhook: fn('socktrace_unhook', 'void', []),
-    /* What could not be hooked, null if all was. */
-    hook() {
-      const hook = fn('socktrace_hook', 'pointer', ['pointer', 'pointer']);
-      return hook(linker().dlsym, linker().loaded(libc().path)).readUtf8String();
-    },
+    leave: fn('socktrace_leave', 'void', []),
   };
 }
 

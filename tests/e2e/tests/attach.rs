@@ -86,7 +86,9 @@ fn ready_counts_what_was_found() {
     workload.finish();
     let recording = server.stop();
     let ready: Vec<_> = recording.of_type("ready").filter_map(|ready| ready.raw.as_deref()).collect();
-    assert_eq!(ready, ["tracked=4;listen=1"]);
+    // Which functions could not be hooked, of those that there are under Frida, comes behind it.
+    let counted: Vec<_> = ready.iter().map(|raw| raw.split(";unhooked=").next().unwrap()).collect();
+    assert_eq!(counted, ["tracked=4;listen=1"]);
 }
 
 /// Datagram sockets that were there before: their messages are on record, boundaries and all.

@@ -156,22 +156,23 @@ static void around(void (*change)(void)) {
 
 static void *probe;
 
-static void hook(void) {
-    const char *(*hook)(void *(*)(void *, const char *), void *) = dlsym(probe, "socktrace_hook");
-    const char *missed = hook(dlsym, dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD));
-    if (missed != NULL) {
-        printf("%s\n", missed);
+static char parameters[1 << 16];
+static size_t len;
+
+static void start(void) {
+    const char *complaint = ((const char *(*)(const char *, size_t))dlsym(probe, "socktrace_start"))(parameters, len);
+    if (complaint != NULL) {
+        printf("%s\n", complaint);
         failed = 1;
     }
 }
 
-static void unhook(void) {
-    ((void (*)(void))dlsym(probe, "socktrace_unhook"))();
+static void leave(void) {
+    ((void (*)(void))dlsym(probe, "socktrace_leave"))();
 }
 
 int main(int count, char **arguments) {
-    static char parameters[1 << 16];
-    size_t len = fread(parameters, 1, sizeof parameters, stdin);
+    len = fread(parameters, 1, sizeof parameters, stdin);
     signal(SIGCHLD, SIG_IGN);
     for (size_t i = 0; i < CALLS; i++) {
         functions[i] = dlsym(RTLD_DEFAULT, calls[i].name);
@@ -185,16 +186,11 @@ int main(int count, char **arguments) {
         printf("%s\n", dlerror());
         return 1;
     }
-    const char *complaint = ((const char *(*)(const char *, size_t))dlsym(probe, "socktrace_init"))(parameters, len);
-    if (complaint != NULL) {
-        printf("%s\n", complaint);
-        return 1;
-    }
     struct sigaction action = { .sa_sigaction = stepped, .sa_flags = SA_SIGINFO };
     sigaction(SIGTRAP, &action, NULL);
-    around(hook);
-    around(unhook);
-    around(hook);
+    around(start);
+    around(leave);
+    around(start);
     printf("%d stopped\n", atomic_load(&stopped));
     return failed;
 }

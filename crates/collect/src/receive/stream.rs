@@ -16,6 +16,7 @@ use super::Socket;
 use super::ancillary::{Came, receive};
 use super::handoff::{Handoff, Part};
 use crate::descriptors::agent_share;
+use crate::door::{Door, Handed};
 use crate::listen::Bound;
 use crate::sender::Sender;
 use crate::shares::{Shares, Verdict};
@@ -32,6 +33,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MAX_LAST_READS: usize = 64;
 /// What epoll hands back for the listening socket.
 const LISTENER: u64 = 0;
+/// And where rings come in this process.
+const DOOR: u64 = u64::MAX;
 
 /// An agent that has connected.
 struct Agent {
@@ -76,6 +79,9 @@ impl<'a> Agents<'a> {
             shut: false,
         };
         agents.accept_again(true)?;
+        if let Some(door) = listener.opened_door() {
+            epoll::add(&agents.epoll, door, epoll::EventData::new_u64(DOOR), epoll::EventFlags::IN)?;
+        }
         agents.refill();
         Ok(agents)
     }
@@ -209,6 +215,22 @@ impl<'a> Agents<'a> {
         to.put(std::iter::once((Part::of_stream(number, 0, Came::default()), &[][..])))
     }
 
+    /// Takes the rings that were handed over here. Whether anybody writes to them is seen by their locks.
+    fn take_in(&mut self, to: &Handoff) -> io::Result<usize> {
+        let handed = self.listener.opened_door().map(Door::take).unwrap_or_default();
+        let count = handed.len();
+        for Handed { ring, sender, frame } in handed {
+            self.count += 1;
+            let came = Came { fd: Some(ring), sender: Some(sender) };
+            let parts = [
+                (Part::of_stream(self.count, frame.len(), came), &frame[..]),
+                (Part::of_stream(self.count, 0, Came::default()), &[]),
+            ];
+            to.put(parts.into_iter())?;
+        }
+        Ok(count)
+    }
+
     /// Reads once from an agent; returns whether there was something, which the end of the stream is, too.
     fn read(&mut self, number: u64, to: &Handoff) -> io::Result<bool> {
         let Some(agent) = self.agents.get(&number) else { return Ok(false) };
@@ -255,11 +277,11 @@ impl Socket for Agents<'_> {
         };
         for event in ready {
             let ready = event.data.u64();
-            if ready == LISTENER {
-                taken += self.accept(to)?;
-            } else {
-                taken += usize::from(self.read(ready, to)?);
-            }
+            taken += match ready {
+                LISTENER => self.accept(to)?,
+                DOOR => self.take_in(to)?,
+                agent => usize::from(self.read(agent, to)?),
+            };
         }
         Ok(taken)
     }

@@ -354,7 +354,7 @@ fn tell(call: &Call<'_>, why: Option<&str>, buffer: &mut [u8]) {
     let (of_path, of_values) = buffer.split_at_mut(buffer.len().min(MAX_PROGRAM_LEN));
     if path.is_empty() && !is_confined() {
         let mut link = Text::<32>::new();
-        let _ = write!(link, "/proc/self/fd/{}", target.directory);
+        let _ = write!(link, "/proc/thread-self/fd/{}", target.directory);
         let len = link.as_c_str().map_or(0, |link| readlinkat_raw(CWD, link, &mut *of_path).unwrap_or(0));
         path = &of_path[..len];
     }

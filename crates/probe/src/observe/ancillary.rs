@@ -157,7 +157,7 @@ fn what(fd: i32) -> Text<MAX_WHAT_LEN> {
     };
     let mut link = Text::<32>::new();
     let mut target = Text::<MAX_WHAT_LEN>::new();
-    if core::fmt::write(&mut link, format_args!("/proc/self/fd/{fd}")).is_ok()
+    if core::fmt::write(&mut link, format_args!("/proc/thread-self/fd/{fd}")).is_ok()
         && let Some(link) = link.as_c_str()
     {
         target.fill(|buffer| readlinkat_raw(CWD, link, buffer).unwrap_or(0));
@@ -186,7 +186,7 @@ fn push_socket(text: &mut Text<MAX_WHAT_LEN>, fd: i32, socket: BorrowedFd<'_>) {
     match socket_domain(socket) {
         Ok(AddressFamily::UNIX) => {
             let address = scan::either_name(fd);
-            match address.map(|address| SocketPath::of(&address, c"/proc/self/cwd")) {
+            match address.map(|address| SocketPath::of(&address, c"/proc/thread-self/cwd")) {
                 Some(path) => text.push(path.shown.as_bytes()),
                 None => text.push(b"unnamed"),
             };

@@ -90,7 +90,7 @@ fn bound(fd: i32, address: *const c_void, len: usize) {
     // An autobound socket (unix(7)) gets its name from the kernel.
     let mut path = match given {
         Address::Unnamed => scan::own_path(fd),
-        _ => SocketPath::of(&given, c"/proc/self/cwd"),
+        _ => SocketPath::of(&given, c"/proc/thread-self/cwd"),
     };
     let is_datagram = connection.description().socket_type == SOCK_DGRAM;
     if connection.kind() == Kind::Open && !is_datagram {
@@ -162,7 +162,7 @@ fn connected(fd: i32, address: *const c_void, len: usize) {
         }
         return;
     };
-    let mut path = SocketPath::of(&peer, c"/proc/self/cwd");
+    let mut path = SocketPath::of(&peer, c"/proc/thread-self/cwd");
     let wanted = path.is_wanted();
     if !wanted && connection.description().socket_type != SOCK_DGRAM {
         return descriptors::move_all(handle, Slot::Other, fd);

@@ -202,7 +202,7 @@ impl Call {
         // On a connection, a message's address is the other end's own, not what the connection is to.
         let has_own_address = connection.description().socket_type == SOCK_DGRAM;
         let address = if has_own_address { moved.peer.address().filter(Address::is_named) } else { None };
-        let mut path = address.as_ref().map(|address| SocketPath::of(address, c"/proc/self/cwd"));
+        let mut path = address.as_ref().map(|address| SocketPath::of(address, c"/proc/thread-self/cwd"));
         if !connection.description().wanted && !path.as_mut().is_some_and(SocketPath::is_wanted) {
             return;
         }

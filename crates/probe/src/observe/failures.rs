@@ -105,7 +105,7 @@ fn of_socket(call: &'static str, errno: i32, fd: i32, socket: &Connection, addre
     let len = if len > MAX_ADDRESS_LEN { 0 } else { len };
     // SAFETY: null, or the kernel has read it: an address that it could not read is another error (EFAULT).
     let given = unsafe { Address::read(address, len) }.filter(Address::is_named);
-    let mut path = given.as_ref().map(|address| SocketPath::of(address, c"/proc/self/cwd"));
+    let mut path = given.as_ref().map(|address| SocketPath::of(address, c"/proc/thread-self/cwd"));
     let is_wanted = path.as_mut().map_or(description.wanted, SocketPath::is_wanted);
     if !is_wanted {
         return;

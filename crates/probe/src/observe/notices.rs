@@ -28,7 +28,7 @@ pub(crate) fn say(kind: FrameType, text: &[u8]) {
 /// before, if it has.
 pub(crate) fn introduce(kind: FrameType, announcement: Option<u64>) {
     let mut exe = [0; MAX_EXE_LEN];
-    let exe_len = readlinkat_raw(CWD, c"/proc/self/exe", &mut exe[..]).unwrap_or(0);
+    let exe_len = readlinkat_raw(CWD, c"/proc/thread-self/exe", &mut exe[..]).unwrap_or(0);
     let comm = name_of_process();
     let comm_len = comm.iter().position(|&byte| matches!(byte, 0 | b'\n')).unwrap_or(comm.len());
     let (ppid, exe, comm) = (Ext::Ppid(process::parent()), Ext::Exe(&exe[..exe_len]), Ext::Comm(&comm[..comm_len]));

@@ -67,7 +67,7 @@ static DONE: AtomicBool = AtomicBool::new(false);
 /// Calls a function for every descriptor that the process has open; whether it could find out.
 fn for_each_open(mut call: impl FnMut(i32)) -> bool {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(folder) = openat(CWD, c"/proc/self/fd", flags, Mode::empty()) else { return false };
+    let Ok(folder) = openat(CWD, c"/proc/thread-self/fd", flags, Mode::empty()) else { return false };
     let mut buffer = [MaybeUninit::<u8>::uninit(); 1024];
     let mut entries = RawDir::new(&folder, &mut buffer);
     while let Some(entry) = entries.next() {
@@ -211,7 +211,7 @@ fn examine(fd: i32, socket: BorrowedFd<'_>, how: &How) -> Option<Slot> {
         (_, Some(peer)) if peer.is_named() => (peer, how.0[1]),
         _ => (&own, how.0[2]),
     };
-    let mut path = SocketPath::of(address, c"/proc/self/cwd");
+    let mut path = SocketPath::of(address, c"/proc/thread-self/cwd");
     if matches!(address, Address::Path(name) if name.as_bytes().first() != Some(&b'/')) && !path.is_socket() {
         // The program has changed directory since, or the path is relative to the peer's: what was bound says more
         // than a guess.
@@ -247,7 +247,7 @@ pub(crate) fn either_name(fd: i32) -> Option<Address> {
 pub(crate) fn own_path(fd: i32) -> SocketPath {
     // SAFETY: bind(2) has just succeeded on it.
     let own = address(getsockname(unsafe { BorrowedFd::borrow_raw(fd) }));
-    SocketPath::of(&own.unwrap_or(Address::Unnamed), c"/proc/self/cwd")
+    SocketPath::of(&own.unwrap_or(Address::Unnamed), c"/proc/thread-self/cwd")
 }
 
 /// Whether a descriptor is beyond what the table is made for, and so not traced; the first such is reported.

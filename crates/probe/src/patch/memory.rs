@@ -13,7 +13,7 @@ use crate::sys::library::Range;
 pub(super) enum Access {
     /// Its pages are made writable meanwhile.
     Pages,
-    /// By /proc/self/mem, where memory that is writable cannot be executable (PR_SET_MDWE, prctl(2); SELinux). The kernel
+    /// By /proc/thread-self/mem, where memory that is writable cannot be executable (PR_SET_MDWE, prctl(2); SELinux). The kernel
     /// copies a few bytes at a time, so only before there is another thread.
     File(OwnedFd),
 }
@@ -27,7 +27,7 @@ impl Access {
         if !is_alone() {
             return None;
         }
-        let file = openat(CWD, c"/proc/self/mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let file = openat(CWD, c"/proc/thread-self/mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
         Some(Self::File(file))
     }
 

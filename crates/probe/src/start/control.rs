@@ -9,9 +9,9 @@ use gttr::FrameType;
 use crate::life::{exec, fork};
 use crate::observe::{notices, scan};
 use crate::patch::hook::Hook;
-use crate::process::clock::{self};
-use crate::process::{self, stack};
+use crate::process::{self, clock, stack};
 use crate::start::install::{self, Musl, Outcome};
+use crate::sys::library;
 use crate::sys::params::{self, Complaint};
 use crate::sys::text::Text;
 use crate::table::{connection, descriptors};
@@ -24,36 +24,58 @@ const STARTED: u32 = 2;
 static STATE: AtomicU32 = AtomicU32::new(IDLE);
 
 /// Starts the probe: checks the parameters (`params_len` bytes of `key=value` texts, a NUL behind each), prepares its
-/// memory, tells the server. The hooks may be put in place after this, and [`socktrace_ready`] called after that.
+/// memory, puts the hooks in place of libc's functions, in its memory, looks for the sockets that are there, and tells the
+/// server.
 ///
-/// Returns null on success, otherwise a text, for people and NUL-terminated, that says what is wrong. The second call
-/// in a process changes nothing and returns "already".
+/// Returns null on success, otherwise a text, for people and NUL-terminated, that says what is wrong; then nothing is
+/// hooked. The second call in a process changes nothing and returns "already".
 ///
 /// # Safety
 ///
 /// `params` has `params_len` readable bytes.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-pub unsafe extern "C" fn socktrace_init(params: *const u8, params_len: usize) -> *const c_char {
+pub unsafe extern "C" fn socktrace_start(params: *const u8, params_len: usize) -> *const c_char {
     // SAFETY: the caller's promise.
     let text = unsafe { core::slice::from_raw_parts(params, params_len) };
-    let complaint = match start(text) {
-        Ok(()) => return core::ptr::null(),
-        Err(complaint) => complaint,
+    if let Some(libc) = library::own_libc() {
+        clock::init(|name| {
+            libc.function(name).map_or(core::ptr::null_mut(), |function| function.address as *mut c_void)
+        });
+    }
+    if let Err(complaint) = start(text) {
+        return COMPLAINT.set(&[complaint.as_bytes()]);
+    }
+    let mut unhooked = Text::new();
+    let note = |hook: &Hook| {
+        // These go on to functions that are hooked.
+        if !hook.name.to_bytes().ends_with(b"_chk") {
+            unhooked.push(if unhooked.as_bytes().is_empty() { b"" } else { b"," });
+            unhooked.push(hook.name.to_bytes());
+        }
     };
-    COMPLAINT.set(&[complaint.as_bytes()])
+    if let Outcome::Refused = install::install(Musl::Patch, note) {
+        socktrace_stop();
+        return COMPLAINT.set(&[b"libc's memory cannot be changed, so nothing is hooked"]);
+    }
+    ready(&unhooked);
+    core::ptr::null()
 }
 
-/// Looks for the sockets that were there before the hooks were, and says that the probe is ready.
-#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-pub extern "C" fn socktrace_ready() {
+/// Looks for the sockets that were there before the hooks were, and says that the probe is ready, and which functions could
+/// not be hooked.
+pub(crate) fn ready(unhooked: &Text<MAX_UNHOOKED_LEN>) {
     let found = scan::all();
-    let mut text = Text::<64>::new();
+    let mut text = Text::<{ MAX_UNHOOKED_LEN + 64 }>::new();
     let _ = write!(text, "tracked={};listen={}", found.connections, found.listeners);
+    if !unhooked.as_bytes().is_empty() {
+        text.push(b";unhooked=");
+        text.push(unhooked.as_bytes());
+    }
     notices::say(FrameType::Ready, text.as_bytes());
 }
 
 /// Makes the hooks quiet: they call libc's functions and do nothing else. Connections to the server are closed;
-/// [`socktrace_init`] starts anew, with other parameters.
+/// [`socktrace_start`] starts anew, with other parameters.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
 pub extern "C" fn socktrace_stop() {
     if STATE.compare_exchange(STARTED, STARTING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -64,44 +86,10 @@ pub extern "C" fn socktrace_stop() {
     }
 }
 
-/// Puts the hooks in place of the functions of a libc, in its memory. `dlsym` is dlsym(3), and `libc` what dlopen(3) gave
-/// for it. Nothing happens if they are in place.
-///
-/// Returns null if all are, and otherwise a text, for people and NUL-terminated, that says which are not.
-///
-/// # Safety
-///
-/// The arguments are what they should be.
+/// The same, and takes the hooks away. What they lead to stays, for calls that are in it.
 #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-pub unsafe extern "C" fn socktrace_hook(dlsym: Dlsym, libc: *mut c_void) -> *const c_char {
-    let find = |name: &CStr| {
-        // SAFETY: the caller's promise.
-        unsafe { dlsym(libc, name.as_ptr()) }
-    };
-    clock::init(find);
-    let mut missed = Text::<MAX_COMPLAINT_LEN>::new();
-    let note = |hook: &Hook| {
-        // These go on to functions that are hooked.
-        if !hook.name.to_bytes().ends_with(b"_chk") {
-            missed.push(b" ");
-            missed.push(hook.name.to_bytes());
-        }
-    };
-    if let Outcome::Refused = install::install(Musl::Patch, note) {
-        return COMPLAINT.set(&[b"libc's memory cannot be changed, so nothing is hooked"]);
-    }
-    match missed.as_bytes() {
-        b"" => core::ptr::null(),
-        names => COMPLAINT.set(&[b"not hooked, their calls are not recorded:", names]),
-    }
-}
-
-/// dlsym(3).
-pub type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
-
-/// Takes the hooks away that [`socktrace_hook`] has put in place; what they lead to stays, for calls that are in it.
-#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
-pub extern "C" fn socktrace_unhook() {
+pub extern "C" fn socktrace_leave() {
+    socktrace_stop();
     patch::remove();
 }
 
@@ -156,6 +144,9 @@ fn describe(params: &socktrace_params::Params<'_>) -> Text<256> {
     );
     text
 }
+
+/// Bytes of the names of functions that are not hooked: some of them, should they be many.
+pub(crate) const MAX_UNHOOKED_LEN: usize = 448;
 
 /// Bytes of a complaint.
 const MAX_COMPLAINT_LEN: usize = 1024;

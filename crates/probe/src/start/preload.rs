@@ -59,7 +59,7 @@ fn try_start(path: &'static CStr) -> Option<()> {
     hooks::find_all_libc_functions();
     control::start(&text[..len]).ok()?;
     hook_libc();
-    control::socktrace_ready();
+    control::ready(&Text::new());
     if params::get().follow_children {
         exec::follow(path);
     } else {

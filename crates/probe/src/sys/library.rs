@@ -142,7 +142,7 @@ pub(crate) fn with_code_at(address: usize) -> Option<Library> {
 /// executable memory of the same part of the same file.
 pub(crate) fn each_copy(library: &Library, mut visit: impl FnMut(&Library)) {
     let maps = |found: &mut dyn FnMut(&Mapping)| -> Option<()> {
-        let file = openat(CWD, c"/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let file = openat(CWD, c"/proc/thread-self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         let (mut buffer, mut line) = ([0_u8; 512], Line::default());
         loop {
             let len = rustix::io::read(&file, &mut buffer).ok().filter(|&len| len > 0)?;

@@ -65,7 +65,7 @@ impl Limits {
 
 /// Bytes that the process has mapped (proc(5), statm). To be asked aside.
 fn used() -> Option<u64> {
-    let file = openat(CWD, c"/proc/self/statm", OFlags::RDONLY, Mode::empty()).ok()?;
+    let file = openat(CWD, c"/proc/thread-self/statm", OFlags::RDONLY, Mode::empty()).ok()?;
     let mut text = [0; 64];
     let len = rustix::io::read(&file, &mut text[..]).ok()?;
     let digits = text[..len].iter().take_while(|byte| byte.is_ascii_digit());

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SocketType};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec};
-use socktrace_ring::{Memory, PAGE_LEN, Words, Writer, create, is_ring_len, numbers, unmap};
+use socktrace_ring::{Memory, PAGE_LEN, Reader, Words, Writer, create, is_ring_len, numbers, unmap};
 
 use super::own::{NotKept, Own, out_of_sight};
 use super::stall::Waited;
@@ -59,6 +59,10 @@ static LOOKED_NS: AtomicU64 = AtomicU64::new(0);
 static HEAD: AtomicU64 = AtomicU64::new(0);
 /// The server that was told of the ring last, as [`identity`] has it; 0: none was.
 static SERVER: AtomicU64 = AtomicU64::new(0);
+/// In the place of such a number: whoever has put the probe here has the ring.
+const WHO_ATTACHED: u64 = 1;
+/// The ring of before [`stop`], for the next start; null: there is none.
+static KEPT: AtomicPtr<Writer> = AtomicPtr::new(core::ptr::null_mut());
 /// When it was told, nanoseconds.
 static TOLD_NS: AtomicU64 = AtomicU64::new(0);
 /// How long room was waited for since the ring was read as far as [`WAITED_AT`].
@@ -67,10 +71,37 @@ static WAITED_AT: AtomicU64 = AtomicU64::new(0);
 
 /// Makes the ring, if the limits of the program leave room for one; whether they do.
 pub(super) fn init() -> bool {
-    if !begin() {
+    if !take_up() && !begin() {
         return false;
     }
     socket::begin_session();
+    true
+}
+
+/// Goes on with the ring of before [`stop`], if it is one that is handed over: whoever attaches again and again does not have
+/// the process grow. What nobody has read of it is dropped, as is what was lost.
+fn take_up() -> bool {
+    let kept = KEPT.swap(core::ptr::null_mut(), Ordering::AcqRel);
+    // SAFETY: null, or what `begin` has made, which is never unmapped while it may be here.
+    let Some(writer) = (unsafe { kept.as_ref() }) else { return false };
+    let (memory, params) = (*writer.memory(), params::get());
+    let is_as_wanted = params.hand_over && memory.ring_len() as u64 == params.ring_bytes;
+    if !is_as_wanted || unfinished::is_any() || OWN.current().is_none() {
+        OWN.close();
+        return false;
+    }
+    let Some(mut reader) = Reader::new(memory) else { return false };
+    while reader.step_over() {}
+    reader.free();
+    let words = memory.words();
+    for word in [&words.sleeps, &words.stopped, &words.taken, &words.numbers] {
+        word.store(0, Ordering::Relaxed);
+    }
+    words.lost_events.store(0, Ordering::Relaxed);
+    words.lost_bytes.store(0, Ordering::Relaxed);
+    words.lost_since.store(0, Ordering::Relaxed);
+    SERVER.store(WHO_ATTACHED, Ordering::Relaxed);
+    WRITER.store(kept, Ordering::Release);
     true
 }
 
@@ -104,7 +135,8 @@ pub(super) fn fit_limits() -> bool {
     OWN.close();
     // SAFETY: this is the only thread, and not in the middle of a frame.
     unsafe { unmap(memory) };
-    let is_made = begin();
+    // Nobody would take another one out of the process.
+    let is_made = !params::get().hand_over && begin();
     if let (true, 1.., Some(writer)) = (is_made, events, self::writer()) {
         writer.memory().words().note_losses(events, bytes, since_ns);
     }
@@ -153,6 +185,10 @@ fn make(len: usize) -> Result<Memory, Errno> {
             if let Some(memory) = made {
                 // SAFETY: nobody has seen it.
                 unsafe { unmap(memory) };
+            }
+            if params::get().hand_over {
+                // It is taken by its number.
+                return Err(Errno::MFILE);
             }
             let made = aside(|| {
                 let (fd, memory) = create(len)?;
@@ -207,6 +243,9 @@ pub(super) fn after_fork() -> Option<u64> {
 
 /// Makes a ring for this process alone; whether it could be, and the server has it. If not, the one from before stays.
 fn begin_apart(before: &'static Writer) -> bool {
+    if params::get().hand_over {
+        return false;
+    }
     let server = SERVER.load(Ordering::Relaxed);
     OWN.close();
     let is_made = begin();
@@ -268,8 +307,12 @@ fn pause(ns: u64) {
 /// The ring stays mapped, for threads that are in the middle of a frame; the server reads it to its end.
 pub(super) fn stop() {
     leave();
-    WRITER.store(core::ptr::null_mut(), Ordering::Release);
-    OWN.close();
+    let writer = WRITER.swap(core::ptr::null_mut(), Ordering::AcqRel);
+    if params::get().hand_over {
+        KEPT.store(writer, Ordering::Release);
+    } else {
+        OWN.close();
+    }
 }
 
 #[inline]
@@ -327,6 +370,10 @@ fn wake(words: &Words) -> bool {
 ///
 /// No server has the ring: those of connect(2) and sendmsg(2), EPERM if who listens is a stranger.
 fn see_to_server(words: &Words, number: Option<u64>) -> Result<(), Errno> {
+    if params::get().hand_over {
+        SERVER.store(WHO_ATTACHED, Ordering::Relaxed);
+        return if number.is_some() { Err(Errno::NOTCONN) } else { Ok(()) };
+    }
     let held = OWN.number().and_then(|_| OWN.current()).map(|fd| fd.as_raw_fd());
     let task = || tell(held.and_then(open_or_fetch).as_ref(), words, number);
     out_of_sight(task).unwrap_or(Err(Errno::MFILE))
