@@ -117,8 +117,11 @@ static __always_inline void lose(__u32 pid, __u32 reason, __u64 events, __u64 by
     loss->last = now;
 }
 
-static __always_inline __u64 wake(void) {
-    return bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) >= wake_at ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+// Whether to wake the reader with a record of so many bytes: once, by that with which there is enough. A reader that is behind
+// does not sleep, and a wake-up that is missed is made good when it looks by itself.
+static __always_inline __u64 wake(__u64 size) {
+    __u64 waiting = bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA);
+    return waiting >= wake_at && waiting < wake_at + size ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
 // What follows the head where it is one of these sizes at most.
@@ -132,7 +135,7 @@ static __always_inline __u64 wake(void) {
             bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);                                                             \
             return UNREADABLE;                                                                                         \
         }                                                                                                              \
-        bpf_ringbuf_submit(record, wake());                                                                            \
+        bpf_ringbuf_submit(record, wake(sizeof(*record) + (SIZE)));                                                    \
         return 0;                                                                                                      \
     }
 
@@ -338,7 +341,7 @@ static __noinline int open(struct call *call, struct sock *sock) {
     said->record = call->head;
     said->record.kind = OPEN;
     describe(sock, &said->peers);
-    bpf_ringbuf_submit(said, wake());
+    bpf_ringbuf_submit(said, wake(sizeof(*said)));
     return 0;
 }
 
@@ -419,7 +422,7 @@ static __always_inline void introduce(struct task_struct *task, __u8 kind, const
         // Less its NUL.
         said->process.len = len > 0 ? len - 1 : 0;
     }
-    bpf_ringbuf_submit(said, wake());
+    bpf_ringbuf_submit(said, wake(sizeof(*said)));
 }
 
 SEC("tp_btf/sched_process_fork")

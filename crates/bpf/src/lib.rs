@@ -8,7 +8,7 @@
 //! source                   the ring buffer read until the end, losses counted, closed connections noticed
 //! ```
 //!
-//! [`load`] gives a [`Control`], which says whom to trace, and a [`Kernel`], the [`Source`](socktrace_event::Source). The object
+//! [`load()`] gives a [`Control`], which says whom to trace, and a [`Kernel`], the [`Source`](socktrace_event::Source). The object
 //! is built by `make bpf` and kept as built, so that nobody needs clang who builds this.
 
 #![warn(missing_docs)]

@@ -5,16 +5,19 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
+use gttr::{Ext, ExtWriter, Frame, FrameType};
 use rustix::time::{ClockId, clock_gettime};
 use socktrace_event::{
-    Begun, Close, Data, Direction, Eof, Event, Exec, Exit, Fail, Listen, Lost, Open, Sink, Stat, Taken, Text, What,
-    errno, proc_text,
+    Begun, Close, Direction, Eof, Event, Exec, Exit, Fail, Listen, Lost, Open, Sink, Stat, Taken, Text, What, errno,
+    proc_text,
 };
 
 use crate::records::{Kind, OPEN_LEN, Peers, Process, Record};
 
 /// A larger message comes in several events.
 const PART: usize = 1 << 20;
+/// What a message's values take at most: eleven of 12 bytes, one of them a name.
+const EXT_LEN: usize = 192;
 /// What is missing of a call after so long does not come: the kernel writes the pieces one behind the other.
 const STALE: Duration = Duration::from_millis(200);
 /// `sk_state` of a socket that listens, and of one that is connected (TCP_LISTEN, TCP_ESTABLISHED).
@@ -44,9 +47,9 @@ const CALLS: [(i16, &str); 16] = [
 ];
 const IO_URING_ENTER: i16 = 426;
 
-fn call_name(number: i16) -> Option<Text<'static>> {
-    let named = || CALLS.iter().find(|(known, _)| *known == number).map(|(_, name)| Text::from(*name));
-    if number == IO_URING_ENTER { Some("io_uring".into()) } else { named() }
+fn call_name(number: i16) -> Option<&'static str> {
+    let named = || CALLS.iter().find(|(known, _)| *known == number).map(|(_, name)| *name);
+    if number == IO_URING_ENTER { Some("io_uring") } else { named() }
 }
 
 #[derive(Debug, Default)]
@@ -306,7 +309,7 @@ impl Teller {
         let how = match (is_old, is_own) {
             (true, true) => "preexisting:getsockname".into(),
             (true, false) => "preexisting:getpeername".into(),
-            _ => call_name(record.call).unwrap_or_default(),
+            _ => call_name(record.call).unwrap_or_default().into(),
         };
         let has_peer = peers.peer_pid != 0;
         let exe = if has_peer { exe_of(peers.peer_pid) } else { None };
@@ -408,25 +411,34 @@ impl Teller {
         uncaptured: u64,
         to: &mut S,
     ) -> Taken<S::Error> {
-        let direction = if head.is_sent { Direction::Out } else { Direction::In };
         let event = self.event(head, head.fd, What::Unknown);
         let connection = self.connection(head);
-        let is_cut = moved(head) < u64::from(head.result.unsigned_abs());
-        let data = Data {
-            direction,
-            path: Text::from(&*connection.path),
-            conn_id: Text::from(&*connection.conn_id),
-            size: bytes.len() as u64,
-            call: call_name(head.call),
-            total: Some(moved(head)),
-            offset: Some(offset),
-            part: part.map(|(part, _)| part),
-            parts: part.map(|(_, parts)| parts),
-            uncaptured: (uncaptured > 0).then_some(uncaptured),
-            truncated: is_cut.then(|| "yes".into()),
-            ..Data::default()
+        let mut room = [0; EXT_LEN];
+        let mut ext = ExtWriter::new(&mut room);
+        let mut put = |value: Option<Ext<'_>>| value.into_iter().for_each(|value| ext.put(value));
+        put(event.pid.map(Ext::Pid));
+        put(event.tid.map(Ext::Tid));
+        put(event.seq.map(Ext::Seq));
+        put(event.ts_ns.map(Ext::TsNs));
+        put(call_name(head.call).map(|name| Ext::Call(name.as_bytes())));
+        put(Some(Ext::Total(moved(head))));
+        put(Some(Ext::Offset(offset)));
+        put(part.map(|(part, _)| Ext::Part(part)));
+        put(part.map(|(_, parts)| Ext::Parts(parts)));
+        put((uncaptured > 0).then_some(Ext::Uncaptured(uncaptured)));
+        put((moved(head) < u64::from(head.result.unsigned_abs())).then_some(Ext::Truncated(1)));
+        // Sinks make less work of a frame than of an event.
+        let frame = Frame {
+            fd: head.fd,
+            direction: if head.is_sent { Direction::Out } else { Direction::In },
+            path: connection.path.as_bytes(),
+            conn: connection.conn_id.as_bytes(),
+            payload: bytes,
+            ext: ext.finish(),
+            host_pid: event.host_pid,
+            ..Frame::new(FrameType::Data, event.ts_ms)
         };
-        to.event(&Event { what: What::Data(data), ..event }, bytes)
+        to.frame(&frame, None)
     }
 
     fn fail<S: Sink + ?Sized>(&mut self, record: &Record<'_>, to: &mut S) -> Taken<S::Error> {
@@ -437,7 +449,7 @@ impl Teller {
         let fail = Fail {
             path: Some(Text::from(&*connection.path)),
             conn_id: Some(Text::from(&*connection.conn_id)),
-            call: call_name(record.call),
+            call: call_name(record.call).map(Text::from),
             errno: Some(number),
             error: Some(Text(errno::name(number))),
             ..Fail::default()
@@ -658,7 +670,7 @@ mod tests {
         assert_eq!(socket_path(b""), "");
         assert_eq!(socket_path(b"\0svc\xff"), r"@svc\xff");
         assert_eq!(socket_path(b"/run/x\0\0"), "/run/x");
-        assert_eq!(call_name(44).as_deref(), Some("sendto"));
+        assert_eq!(call_name(44), Some("sendto"));
         assert_eq!(OPEN_LEN, HEAD_LEN + 256);
     }
 }
