@@ -2,6 +2,7 @@
 
 mod engine;
 mod export;
+mod list;
 mod view;
 
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ use socktrace_params::{EVERYTHING, MAX_FDS, MAX_WAIT_MS, Number, OnFull, Params,
 
 pub use engine::first;
 pub use export::{ExportArgs, ExportFormat, ExtcapArgs};
+pub use list::ListArgs;
 pub use view::{FilterArgs, ScopeArgs, ViewArgs};
 
 /// Shows what programs say over AF_UNIX sockets, as strace shows system calls and tcpdump packets.
@@ -33,6 +35,7 @@ Examples:
   socktrace run -w rec -- make -j8              keep the recording
   socktrace show rec -x                         and read it
   socktrace export rec -o trace.pcapng          or have Wireshark read it
+  socktrace list                                which sockets there are, and whose
   socktrace attach --name dbus-daemon --for 10s";
 
 const RUN_EXAMPLES: &str = "\
@@ -50,6 +53,8 @@ const ATTACH_EXAMPLES: &str = "\
 Examples:
   socktrace attach 4242
   socktrace attach --name dbus-daemon --for 10s -w /tmp/rec
+  socktrace attach --path /run/docker.sock      whoever has it open, both ends
+  socktrace attach --unit redis-server
 
 Takes Frida (pip install frida-tools) and what the kernel asks of a debugger: your own process, or root.";
 
@@ -67,6 +72,9 @@ pub enum Command {
     /// Show the traffic of running processes, through Frida
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
+    /// List the sockets there are, who has them, and how they can be traced
+    #[command(after_help = list::LIST_EXAMPLES)]
+    List(ListArgs),
     /// Print a recorded directory
     #[command(after_help = SHOW_EXAMPLES)]
     Show(ShowArgs),
@@ -111,8 +119,9 @@ pub struct RunArgs {
     pub program: Vec<OsString>,
 }
 
+/// Without a process, a name or a unit, `--path` says which processes: those that have such a socket open, at either end.
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("target").required(true).multiple(true).args(["target_pids", "name"])))]
+#[command(group(clap::ArgGroup::new("target").required(true).multiple(true).args(["target_pids", "name", "unit", "path"])))]
 pub struct AttachArgs {
     /// How to get into the processes [with --frida: frida]
     #[arg(long, default_value = first(|engine| engine.attaches).name, value_parser = engine::one(|engine| engine.attaches),
@@ -124,6 +133,9 @@ pub struct AttachArgs {
     /// Attach to every process of yours with this name, as ps and /proc/PID/comm show it
     #[arg(long)]
     pub name: Option<OsString>,
+    /// Attach to every process of this systemd unit (redis or redis.service), container or cgroup (its path)
+    #[arg(long)]
+    pub unit: Option<OsString>,
     /// Trace the processes that they start, too
     #[arg(long)]
     pub children: bool,

@@ -1,12 +1,13 @@
 //! `socktrace attach`: processes that run already.
 
 mod process;
+mod targets;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use socktrace_collect::{raise_descriptor_limit, stop_on_signals};
-use socktrace_engine::{Attached, Engine, Target, nest, processes_named};
+use socktrace_engine::{Attached, Engine, Target, nest};
 use socktrace_event::{Stop, errno, notice};
 use socktrace_params::OnFull;
 
@@ -14,6 +15,7 @@ use crate::args::AttachArgs;
 use crate::live::Live;
 use crate::packets::Keep;
 use process::{Process, wait};
+use targets::targets;
 
 /// `socktrace attach`
 pub fn attach(args: &AttachArgs) -> Result<ExitCode> {
@@ -33,7 +35,7 @@ pub fn attach_into(args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
 ///
 /// One line that says what is missing, cannot be made or cannot be opened.
 pub fn trace(engine: Box<dyn Engine>, args: &AttachArgs, keep: Keep) -> Result<ExitCode> {
-    let mut pids = wanted(args)?;
+    let (mut pids, filter) = targets(args)?;
     pids.retain(|&pid| engine.hindrance(Target::Process(pid)).inspect(|why| notice(why)).is_none());
     if pids.is_empty() {
         return Ok(ExitCode::FAILURE);
@@ -43,7 +45,7 @@ pub fn trace(engine: Box<dyn Engine>, args: &AttachArgs, keep: Keep) -> Result<E
     // While Ctrl-C still works: a FIFO is opened when its reader comes.
     let kept = keep.open()?;
     let stop = stop_on_signals()?;
-    let live = Live::start(events, &args.filter, kept, &args.view, None)?;
+    let live = Live::start(events, &filter, kept, &args.view, None)?;
     let mut processes = get_into(attached.as_mut(), &pids, &stop);
     if processes.is_empty() {
         live.finish("stop", "attached to no process", false);
@@ -66,21 +68,6 @@ pub fn trace(engine: Box<dyn Engine>, args: &AttachArgs, keep: Keep) -> Result<E
     let ended = live.finish(reason, silence, false);
     removal.finish(ended.processes_go_on);
     Ok(if ended.heard_of_probes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The processes that are asked for.
-fn wanted(args: &AttachArgs) -> Result<Vec<u32>> {
-    let mut pids = args.target_pids.clone();
-    if let Some(name) = &args.name {
-        let found = processes_named(name);
-        if found.is_empty() {
-            bail!("no process is named {}", name.display());
-        }
-        pids.extend(found);
-    }
-    pids.sort_unstable();
-    pids.dedup();
-    Ok(pids)
 }
 
 /// Has the engine get into processes, until a stop is asked for; says of the others why they are not traced.

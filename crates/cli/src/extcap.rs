@@ -95,6 +95,7 @@ fn capture(args: &ExtcapArgs) -> Result<ExitCode> {
         engine: first(|engine| engine.attaches),
         target_pids: args.pid.clone(),
         name: args.name.clone(),
+        unit: None,
         children: false,
         for_time: None,
         frida: None,

@@ -5,6 +5,7 @@
 //!      └► live: collecting thread ─► Scope ─┬► Recorder (-w DIR), Packets (-w -)
 //! attach ─ an engine ─► live               └► Shown ─► Output
 //!      └ a socktrace that this one runs under gets the same frames
+//! list ─ socktrace-sockets ─► lines or JSON; attach finds processes by the same
 //! show ─ Follow: events.jsonl and payload files ─► Shown ─► Destination
 //! export ─ socktrace-export ─► a file
 //! extcap ─ run or attach, for Wireshark
@@ -17,11 +18,13 @@ mod attach;
 mod documents;
 mod export;
 mod extcap;
+mod list;
 mod live;
 mod manual;
 mod output;
 mod packets;
 mod run;
+mod select;
 mod show;
 #[cfg(test)]
 mod toy;
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     let (result, failure) = match parse().command {
         Command::Run(args) => (run::run(&args), run::OWN_FAILURE),
         Command::Attach(args) => (attach::attach(&args), 1),
+        Command::List(args) => (list::list(&args), 1),
         Command::Show(args) => (show::show(&args), 1),
         Command::Export(args) => (export::export(&args), 1),
         Command::Extcap(args) => (extcap::extcap(&args), 1),

@@ -26,6 +26,11 @@ const OF_ATTACH: Section = &[
     ("1", "None was, or socktrace failed; standard error says why."),
     MISUSED,
 ];
+const OF_LIST: Section = &[
+    ("0", "At least one socket was listed."),
+    ("1", "None matches, or the kernel does not tell of sockets; standard error says why."),
+    MISUSED,
+];
 const OF_OTHERS: Section = &[DONE, FAILED, MISUSED];
 
 const VIEW_VARIABLES: Section = &[
@@ -33,6 +38,8 @@ const VIEW_VARIABLES: Section = &[
     ("LC_ALL, LC_CTYPE, LANG", "Whether the terminal takes UTF-8: the first of these that is set says so."),
     ("TZ", "The time zone of the times of day that are shown."),
 ];
+const LIST_VARIABLES: Section =
+    &[("LC_ALL, LC_CTYPE, LANG", "Whether the terminal takes UTF-8: the first of these that is set says so.")];
 const PLACE_VARIABLES: Section = &[
     ("TMPDIR", "Where the probe lies that programs load, if no other user may write there or to a folder above."),
     ("XDG_RUNTIME_DIR, HOME", "Where it lies otherwise, unless root traces."),
@@ -73,7 +80,13 @@ fn facts(command: &str) -> Facts {
             OF_ATTACH,
             &[VIEW_VARIABLES, PLACE_VARIABLES, FRIDA_VARIABLE],
             &[RECORDING, PROBE_FOLDERS],
-            &["socktrace-run(1)", "socktrace-show(1)", "ptrace(2)", "unix(7)"],
+            &["socktrace-list(1)", "socktrace-run(1)", "socktrace-show(1)", "ptrace(2)", "cgroups(7)", "unix(7)"],
+        ),
+        "list" => facts(
+            OF_LIST,
+            &[LIST_VARIABLES],
+            &[],
+            &["socktrace-attach(1)", "ss(8)", "sock_diag(7)", "cgroups(7)", "network_namespaces(7)", "unix(7)"],
         ),
         "show" => {
             facts(OF_OTHERS, &[VIEW_VARIABLES], &[RECORDING], &["socktrace-run(1)", "socktrace-export(1)", "jq(1)"])

@@ -53,6 +53,7 @@ mod view;
 pub use clock::{Clock, Time};
 pub use filter::{Filter, Invalid, Scope, Selection};
 pub use lines::Lines;
+pub use pattern::Globs;
 pub use shown::{Printer, Shown};
 pub use style::{Form, Style, is_utf8_locale};
 pub use traffic::Traffic;

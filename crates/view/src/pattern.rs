@@ -10,15 +10,20 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use crate::filter::Invalid;
 
-/// Patterns of what is wanted, and of what is not.
+/// Patterns of the paths that are wanted, and of those that are not.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Globs {
+pub struct Globs {
     wanted: Vec<Regex>,
     excluded: Vec<Regex>,
 }
 
 impl Globs {
-    pub(crate) fn new(patterns: &[OsString]) -> Result<Self, Invalid> {
+    /// As in [`Filter::paths`](crate::Filter::paths).
+    ///
+    /// # Errors
+    ///
+    /// A pattern is none.
+    pub fn new(patterns: &[OsString]) -> Result<Self, Invalid> {
         let mut globs = Self::default();
         for pattern in patterns {
             let (list, glob) = match pattern.as_bytes().strip_prefix(b"!") {
@@ -35,19 +40,35 @@ impl Globs {
         Ok(globs)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether every path is wanted.
+    pub fn is_empty(&self) -> bool {
         self.wanted.is_empty() && self.excluded.is_empty()
     }
 
-    pub(crate) fn want(&self, name: &[u8]) -> bool {
-        let resolved = resolve_folder(name);
-        let any = |list: &[Regex]| {
-            list.iter().any(|glob| {
-                glob.is_match(name) || resolved.as_ref().is_some_and(|path| glob.is_match(path.as_os_str().as_bytes()))
-            })
-        };
-        (self.wanted.is_empty() || any(&self.wanted)) && !any(&self.excluded)
+    /// Whether there are patterns of what is wanted, not only of what is not.
+    pub fn has_wanted(&self) -> bool {
+        !self.wanted.is_empty()
     }
+
+    /// Whether the patterns let a name through: a path, `@name`, or empty.
+    pub fn want(&self, name: &[u8]) -> bool {
+        (self.wanted.is_empty() || self.wants(name)) && !self.excludes(name)
+    }
+
+    /// Whether one of the patterns of what is wanted matches.
+    pub fn wants(&self, name: &[u8]) -> bool {
+        any(&self.wanted, name)
+    }
+
+    /// Whether one of the patterns of what is not wanted matches.
+    pub fn excludes(&self, name: &[u8]) -> bool {
+        any(&self.excluded, name)
+    }
+}
+
+fn any(list: &[Regex], name: &[u8]) -> bool {
+    let matches = |name: &[u8]| list.iter().any(|glob| glob.is_match(name));
+    !list.is_empty() && (matches(name) || resolve_folder(name).is_some_and(|path| matches(path.as_os_str().as_bytes())))
 }
 
 /// One character of UTF-8, or a byte that is of none.
