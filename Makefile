@@ -142,7 +142,7 @@ bpf-check:
 	cmp -s "$$built/kept" "$$built/new" && ! $(BPF_CLANG) --version | grep -q "$(BPF_BUILT_BY)" || { echo "socktrace: $(BPF)/socktrace.bpf.o is not what its source is compiled to: run make bpf" >&2; exit 1; }
 
 # What others can use: its documentation is complete.
-LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-bpf socktrace-engine socktrace-view socktrace-export
+LIBRARIES = gttr socktrace-ring socktrace-params socktrace-event socktrace-recording socktrace-collect socktrace-bpf socktrace-engine socktrace-sockets socktrace-view socktrace-export
 
 # What goes to crates.io, below target/package, each crate of it built from that alone. The probe goes along as built, for a
 # package cannot build it (frida/socktrace/agent/build.rs); it is what makes the tree dirty in cargo's eyes.

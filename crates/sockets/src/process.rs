@@ -116,6 +116,11 @@ pub(crate) fn sockets_of(pid: u32) -> io::Result<Vec<(u32, i32)>> {
     Ok(lists.find(|list| !list.is_empty()).unwrap_or_default())
 }
 
+/// Neither a thread of the kernel's nor one that has ended, which have no sockets.
+pub(crate) fn has_memory(pid: u32) -> bool {
+    proc_text(&format!("/proc/{pid}/status")).is_some_and(|status| status.contains("\nVmSize:"))
+}
+
 fn sockets_in(folder: &Path) -> io::Result<Vec<(u32, i32)>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

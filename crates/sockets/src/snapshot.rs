@@ -69,7 +69,7 @@ impl Snapshot {
         let mut users = Users::default();
         for &pid in pids {
             let Ok(found) = process::sockets_of(pid) else {
-                self.unseen.processes += 1;
+                self.unseen.processes += usize::from(process::has_memory(pid));
                 continue;
             };
             let mut holds = false;

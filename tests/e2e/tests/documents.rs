@@ -239,6 +239,7 @@ pages! {
     readme: "README.md",
     start: "docs/start.md",
     attach: "docs/attach.md",
+    list: "docs/list.md",
     frida: "docs/frida.md",
     recording: "docs/recording.md",
     wireshark: "docs/wireshark.md",
