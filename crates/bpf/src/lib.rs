@@ -18,5 +18,5 @@ mod records;
 mod source;
 mod tell;
 
-pub use load::{Control, Error, Options, load};
+pub use load::{Control, Error, Options, load, permitted};
 pub use source::{KIND, Kernel};

@@ -101,12 +101,12 @@ pub struct Control {
 #[derive(Clone, Debug)]
 pub(crate) struct Programs(Arc<Mutex<Ebpf>>);
 
-/// Loads the programs. Nobody is traced yet.
+/// Whether this process may load the programs.
 ///
 /// # Errors
 ///
-/// What is missing.
-pub fn load(options: &Options) -> Result<(Kernel, Control), Error> {
+/// Why not.
+pub fn permitted() -> Result<(), Error> {
     let needed = CapabilitySet::BPF | CapabilitySet::PERFMON;
     let has = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     if !has.contains(needed) && !has.contains(CapabilitySet::SYS_ADMIN) {
@@ -115,6 +115,16 @@ pub fn load(options: &Options) -> Result<(Kernel, Control), Error> {
     if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace != Path::new(OUTERMOST)) {
         return Err(Error::Contained);
     }
+    Ok(())
+}
+
+/// Loads the programs. Nobody is traced yet.
+///
+/// # Errors
+///
+/// What is missing.
+pub fn load(options: &Options) -> Result<(Kernel, Control), Error> {
+    permitted()?;
     let btf = Btf::from_sys_fs().map_err(|_| Error::NoBtf)?;
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&btf));

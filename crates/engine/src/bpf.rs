@@ -27,6 +27,10 @@ impl Engine for Bpf {
         }
     }
 
+    fn lack(&self) -> Option<String> {
+        socktrace_bpf::permitted().err().map(|error| error.to_string())
+    }
+
     fn to_run(self: Box<Self>, params: &Params<'_>) -> Result<(Events, Box<dyn Running>), Error> {
         let (events, control) = load(params)?;
         Ok((events, Box::new(Within(control))))

@@ -44,6 +44,10 @@ impl Engine for Frida {
         }
     }
 
+    fn lack(&self) -> Option<String> {
+        find(self.0.as_deref()).err().map(|error| error.to_string())
+    }
+
     fn to_run(self: Box<Self>, params: &Params<'_>) -> Result<(Events, Box<dyn Running>), Error> {
         let command = find(self.0.as_deref())?;
         let (events, loader) = Loader::new(command, Collector::for_program()?, params)?;

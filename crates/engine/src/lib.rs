@@ -47,6 +47,11 @@ pub trait Engine: fmt::Debug {
     /// known to. Such a program is started all the same, for it may start others; such a process is left alone.
     fn hindrance(&self, target: Target<'_>) -> Option<String>;
 
+    /// What it lacks here, whatever is to be traced, in one line; None if nothing is known to be missing.
+    fn lack(&self) -> Option<String> {
+        None
+    }
+
     /// Prepares for a program that is to be started. Its parameters say what is captured; where it is reported to is the
     /// engine's matter.
     ///

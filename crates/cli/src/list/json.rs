@@ -86,7 +86,7 @@ pub fn push(to: &mut Vec<u8>, snapshot: &Snapshot, socket: &Socket, ways: &Ways)
             unit: of.cgroups.unit(),
             container: of.cgroups.container(),
             engines: ways.engines(holder.pid),
-            hindrances: ways.hindrances(holder.pid).collect(),
+            hindrances: ways.lacking().chain(ways.hindrances(holder.pid)).collect(),
         })
     };
     let holders = socket.holders.iter().filter_map(|held| Some(Holder { fds: &held.fds, ..holder(held)? })).collect();

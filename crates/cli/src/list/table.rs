@@ -209,6 +209,10 @@ fn processes(snapshot: &Snapshot, rows: &Rows<'_>, ways: &Ways, look: Look) -> S
         ]);
     }
     let mut text = columns_below_each_other(&cells, look);
+    for (engine, why) in ways.lacking() {
+        text.push('\n');
+        text += &folded(&printable::sentence(&format!("Nothing by {engine}: {why}")), look);
+    }
     let mut reasons = BTreeMap::<_, Vec<_>>::new();
     for ((engine, why), pids) in kept_out {
         reasons.entry((why, pids)).or_default().push(engine);

@@ -2,39 +2,62 @@
 
 use std::collections::BTreeMap;
 
-use socktrace_engine::{ENGINES, Options, Target};
+use socktrace_engine::{ENGINES, Engine, Options, Target};
 
-/// Of each process, what keeps each engine out of it that attaches; None: nothing is known to.
-pub struct Ways(BTreeMap<u32, Vec<(&'static str, Option<String>)>>);
+/// What keeps each engine out that attaches.
+pub struct Ways {
+    engines: Vec<Way>,
+    /// Of each process, by engine; None: nothing is known to.
+    hindrances: BTreeMap<u32, Vec<Option<String>>>,
+}
+
+struct Way {
+    name: &'static str,
+    /// What it lacks, whatever the process.
+    lack: Option<String>,
+}
 
 impl Ways {
     pub fn into(pids: impl Iterator<Item = u32>) -> Self {
-        let engines: Vec<_> = ENGINES.iter().filter(|engine| engine.attaches).collect();
-        let mut ways = BTreeMap::new();
+        let entries = ENGINES.iter().filter(|engine| engine.attaches);
+        let made: Vec<_> = entries.map(|engine| (engine.name, (engine.make)(&Options::default()))).collect();
+        let mut hindrances = BTreeMap::new();
         for pid in pids {
-            ways.entry(pid).or_insert_with(|| {
-                let hindrance = |engine: &&socktrace_engine::Entry| {
-                    let why = (engine.make)(&Options::default()).hindrance(Target::Process(pid));
-                    (engine.name, why.map(|why| without_pid(&why, pid)))
-                };
-                engines.iter().map(hindrance).collect()
+            hindrances.entry(pid).or_insert_with(|| {
+                let why =
+                    |engine: &dyn Engine| engine.hindrance(Target::Process(pid)).map(|why| without_pid(&why, pid));
+                made.iter().map(|(_, engine)| why(engine.as_ref())).collect()
             });
         }
-        Self(ways)
+        let of_engine = |name: &'static str, why: String| {
+            why.strip_prefix(&format!("engine {name}: ")).map(str::to_owned).unwrap_or(why)
+        };
+        let way = |(name, engine): &(&'static str, Box<dyn Engine>)| Way {
+            name,
+            lack: engine.lack().map(|why| of_engine(name, why)),
+        };
+        Self { engines: made.iter().map(way).collect(), hindrances }
+    }
+
+    /// The engines that can trace nothing from here, and why.
+    pub fn lacking(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.engines.iter().filter_map(|way| Some((way.name, way.lack.as_deref()?)))
     }
 
     /// The engines that can trace it.
     pub fn engines(&self, pid: u32) -> Vec<&'static str> {
-        self.of(pid).iter().filter(|(_, why)| why.is_none()).map(|&(name, _)| name).collect()
+        let can = |(way, why): (&Way, Option<&str>)| (way.lack.is_none() && why.is_none()).then_some(way.name);
+        self.of(pid).filter_map(can).collect()
     }
 
-    /// Those that cannot, and why.
+    /// Those that cannot, and why it is this process that they cannot trace.
     pub fn hindrances(&self, pid: u32) -> impl Iterator<Item = (&'static str, &str)> {
-        self.of(pid).iter().filter_map(|(name, why)| Some((*name, why.as_deref()?)))
+        self.of(pid).filter(|(way, _)| way.lack.is_none()).filter_map(|(way, why)| Some((way.name, why?)))
     }
 
-    fn of(&self, pid: u32) -> &[(&'static str, Option<String>)] {
-        self.0.get(&pid).map(Vec::as_slice).unwrap_or_default()
+    fn of(&self, pid: u32) -> impl Iterator<Item = (&Way, Option<&str>)> {
+        let hindrances = self.hindrances.get(&pid).into_iter().flatten();
+        self.engines.iter().zip(hindrances.map(Option::as_deref))
     }
 }
 
