@@ -56,7 +56,9 @@ Examples:
   socktrace attach --path /run/docker.sock      whoever has it open, both ends
   socktrace attach --unit redis-server
 
-Takes Frida (pip install frida-tools) and what the kernel asks of a debugger: your own process, or root.";
+Takes what the kernel asks of a debugger: your own process, or root.
+
+--path without a process id, --name or --unit finds the processes that have such a socket open, at either end.";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
@@ -69,7 +71,7 @@ pub enum Command {
     /// Run a program and show its traffic
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
-    /// Show the traffic of running processes, through Frida
+    /// Show the traffic of running processes
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
     /// List the sockets there are, who has them, and how they can be traced
@@ -119,7 +121,6 @@ pub struct RunArgs {
     pub program: Vec<OsString>,
 }
 
-/// Without a process, a name or a unit, `--path` says which processes: those that have such a socket open, at either end.
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("target").required(true).multiple(true).args(["target_pids", "name", "unit", "path"])))]
 pub struct AttachArgs {

@@ -14,7 +14,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use harness::{SOCKTRACE, command, frida, has, outcome, run, skipped, socktrace, until};
+use harness::{SOCKTRACE, command, has, outcome, run, skipped, socktrace, until};
 use rustix::process::geteuid;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -193,7 +193,7 @@ fn what_ss_says() {
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap();
     assert!(holder["cgroup"].as_str().is_none_or(|path| cgroups.contains(&format!(":{path}\n"))), "{holder}");
     let ways = ["engines", "hindrances"].map(|name| holder[name].to_string()).concat();
-    assert!(ways.contains("frida"), "{holder}");
+    assert!(["inject", "frida", "bpf"].iter().all(|engine| ways.contains(engine)), "{holder}");
 }
 
 #[test]
@@ -373,7 +373,6 @@ fn attach_finds_both_ends_by_a_path() {
     if !has("redis-server", test) || !has("redis-cli", test) {
         return;
     }
-    let Some(frida) = frida(test) else { return };
     let folder = folder();
     let (redis, socket) = redis(folder.path());
     let mut client = Command::new("redis-cli");
@@ -383,7 +382,7 @@ fn attach_finds_both_ends_by_a_path() {
         line.values().any(|line| line["holders"][0]["pid"] == client.pid())
     });
     let mut attach = socktrace(&["attach", "--for", "3s", "--path"]);
-    let got = outcome(attach.arg(&socket).env("SOCKTRACE_FRIDA", &frida));
+    let got = outcome(attach.arg(&socket));
     let mut pids = [redis.pid(), client.pid()];
     pids.sort_unstable();
     assert_eq!(got.code, Some(0), "{}", got.err);
@@ -400,7 +399,6 @@ fn attach_finds_a_unit() {
     if !has("redis-server", test) {
         return;
     }
-    let Some(frida) = frida(test) else { return };
     let hierarchy = ["/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/pids"]
         .map(Path::new)
         .into_iter()
@@ -415,8 +413,7 @@ fn attach_finds_a_unit() {
     fs::write(cgroup.join("cgroup.procs"), redis.pid().to_string()).unwrap();
     let listed = list(&["--unit", &name]);
     assert!(!listed.is_empty() && listed.values().all(|line| line["holders"][0]["pid"] == redis.pid()), "{listed:?}");
-    let attach =
-        |unit: &str| outcome(socktrace(&["attach", "--for", "1s", "--unit", unit]).env("SOCKTRACE_FRIDA", &frida));
+    let attach = |unit: &str| run(&["attach", "--for", "1s", "--unit", unit]);
     let by_name = attach(name.strip_suffix(".service").unwrap());
     assert!(by_name.err.contains(&format!("attached to {}\n", redis.pid())), "{}", by_name.err);
     let by_path = attach(cgroup.to_str().unwrap());
