@@ -125,8 +125,8 @@ fn again_and_again() {
         assert!(attached.code == Some(0), "{}", attached.err);
         sizes.push(size());
     }
-    // What it takes the first time stays; some of it in KiB.
-    assert!(sizes[CYCLES - 1] <= sizes[9] + 1024, "{sizes:?}");
+    // What it takes the first time stays. In KiB: a page each time would be more than this; its own heap may still grow.
+    assert!(sizes[CYCLES - 1] < sizes[CYCLES / 2] + 100, "{sizes:?}");
     let (code, said) = program.end();
     assert_eq!(code, Some(6), "{said}");
 }

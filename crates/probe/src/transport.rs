@@ -17,7 +17,7 @@ mod unfinished;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::process::losses::Cause;
-use crate::process::{aside, clock, stack};
+use crate::process::{self, aside, clock, stack};
 use crate::sys::confined::{is_confined, is_strict};
 use crate::sys::params::{self, Complaint, Transport};
 
@@ -29,6 +29,10 @@ pub(crate) use socket::{chunk, session};
 
 pub(crate) fn init() -> Result<(), Complaint> {
     aside::init()?;
+    // What was lost of an earlier recording, at its end, is none of this one's.
+    let lost = &process::own().lost;
+    let _ = lost.take();
+    lost.keep_number(None);
     let asked_for = params::get().transport;
     in_use::set(asked_for);
     own::set_starting(true);

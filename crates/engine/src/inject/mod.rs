@@ -47,6 +47,8 @@ const LOOK: Duration = Duration::from_millis(1);
 const MAX_START: Duration = Duration::from_secs(2);
 /// Bytes of what the probe says is wrong.
 const MAX_COMPLAINT: usize = 1024;
+/// In the place of a path, where nothing can ever be.
+const NO_SOCKET: &[u8] = b"/dev/null/handed-over";
 /// What the ring is called among a process's descriptors (memfd_create(2)).
 const RING: &[u8] = b"/memfd:socktrace-ring";
 
@@ -70,6 +72,9 @@ impl Engine for Inject {
         let (mut collector, _) = Collector::for_processes(pids)?;
         let door = collector.door()?;
         let told = Params { transport: Transport::Shm, ..collector.tell(params) };
+        // Always the same, unless there is something that goes by it: the same parameters take no more memory of the process's.
+        let out_socket_path = if told.follow_children { told.out_socket_path } else { NO_SOCKET };
+        let told = Params { out_socket_path, ..told };
         let library = told.follow_children.then(|| preload::prepare(&collector.place, &told)).transpose()?;
         let preload = library.as_ref().map_or(&b""[..], |library| library.as_os_str().as_bytes());
         let mut text = Vec::new();

@@ -35,8 +35,12 @@ pub(crate) fn preload() -> Option<&'static CStr> {
     Some(unsafe { CStr::from_ptr(params.preload.as_ptr().cast()) })
 }
 
-/// Checks the parameters and puts them in force, for good.
+/// Checks the parameters and puts them in force, for good: whoever has looked them up may go by the former ones for a moment. The
+/// same once more take no more memory.
 pub(crate) fn set(text: &[u8]) -> Result<(), Complaint> {
+    if get().text == text && !text.is_empty() {
+        return Ok(());
+    }
     let text: &'static [u8] = keep(text)?;
     let params = parse(text)?;
     let at = map(size_of::<Params<'_>>())?.cast::<Params<'_>>();
