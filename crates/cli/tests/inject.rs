@@ -113,7 +113,7 @@ fn status(pid: u32, name: &str) -> String {
 /// Registers, `errno`, signals and their stacks are as they were, while somebody comes and goes; and the process does not grow.
 #[test]
 fn again_and_again() {
-    const CYCLES: usize = 60;
+    const CYCLES: usize = 100;
     let folder = tempfile::tempdir().unwrap();
     let path = compile(folder.path(), "worked", WORKED, &["-w", "-O1", "-mavx", "-pthread"]);
     let program = Program::start(Command::new(&path).arg("6"));
@@ -125,8 +125,9 @@ fn again_and_again() {
         assert!(attached.code == Some(0), "{}", attached.err);
         sizes.push(size());
     }
-    // What it takes the first time stays. In KiB: a page each time would be more than this; its own heap may still grow.
-    assert!(sizes[CYCLES - 1] < sizes[CYCLES / 2] + 100, "{sizes:?}");
+    // Records of connections rest until some hundred were used, so that it grows at first. Then no more; in KiB, a page each
+    // time would be more than this, and its own heap may still grow.
+    assert!(sizes[CYCLES - 1] < sizes[CYCLES * 2 / 3] + 100, "{sizes:?}");
     let (code, said) = program.end();
     assert_eq!(code, Some(6), "{said}");
 }

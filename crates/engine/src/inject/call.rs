@@ -1,9 +1,10 @@
 //! What a thread was doing that is interrupted for our work, and how it goes on with it as if nothing had been.
 //!
 //! Most system calls are restarted exactly: the kernel says so by what it leaves in `rax`, and keeps the time that is left
-//! where there is one (restart_syscall(2)). Some end with EINTR after a stop, though no handler has run (signal(7),
-//! "Interruption of system calls and library functions by stop signals"); those we restart, with the time that is left of
-//! theirs.
+//! where there is one (restart_syscall(2)). It does so when the thread is let go with the registers that it had, at a stop in
+//! which signals are looked at: should one have come meanwhile that has a handler, the call ends by it as it would have. Some
+//! calls end with EINTR after a stop, though no handler has run (signal(7), "Interruption of system calls and library functions
+//! by stop signals"). Of those we say in `rax` that they are to be restarted unless a handler runs, with the time that is left.
 
 use std::io;
 use std::time::Duration;
@@ -14,13 +15,8 @@ use super::memory::Memory;
 use super::objects::u64_at;
 
 /// Codes that stay inside the kernel (include/linux/errno.h).
-const ERESTARTSYS: i64 = -512;
-const ERESTARTNOINTR: i64 = -513;
-const ERESTARTNOHAND: i64 = -514;
-const ERESTART_RESTARTBLOCK: i64 = -516;
+pub(super) const ERESTARTNOHAND: i64 = -514;
 const EINTR: i64 = -(libc::EINTR as i64);
-/// Bytes of the `syscall` instruction.
-pub(super) const INSTRUCTION_LEN: u64 = 2;
 /// Not in libc.
 const SYS_IO_PGETEVENTS: c_long = 333;
 /// IORING_ENTER_EXT_ARG, io_uring_enter(2): the fifth argument leads to a time, too.
@@ -178,16 +174,15 @@ pub(super) fn go_on(stopped: &user_regs_struct, waited: Duration, memory: &Memor
     let mut registers = *stopped;
     let mut with = With::Nothing;
     let Some(call) = Call::of(stopped) else { return GoOn { registers, with } };
-    let restart = match stopped.rax.cast_signed() {
+    match stopped.rax.cast_signed() {
         ERESTARTNOHAND => {
             if let Some((at, in_second)) = written_back(&call) {
                 with = With::Less(at, in_second);
             }
-            Some(stopped.orig_rax)
         }
-        ERESTARTSYS | ERESTARTNOINTR => Some(stopped.orig_rax),
-        ERESTART_RESTARTBLOCK => Some(libc::SYS_restart_syscall as u64),
-        EINTR => call.limit().map(|limit| {
+        EINTR => {
+            let Some(limit) = call.limit() else { return GoOn { registers, with } };
+            registers.rax = ERESTARTNOHAND.cast_unsigned();
             match limit {
                 Limit::None => {}
                 Limit::Millis(argument) => {
@@ -203,8 +198,7 @@ pub(super) fn go_on(stopped: &user_regs_struct, waited: Duration, memory: &Memor
                     }
                 }
                 Limit::Uring => {
-                    if let Some((argument, limit)) = uring_limit(memory, &call).filter(|_| notes != 0) {
-                        let mut argument = argument;
+                    if let Some((mut argument, limit)) = uring_limit(memory, &call).filter(|_| notes != 0) {
                         argument[TIME_AT..].copy_from_slice(&(notes + URING_ARGUMENT_LEN as u64).to_le_bytes());
                         with = With::Notes(with_time(argument, limit.saturating_sub(waited)));
                         registers.r8 = notes;
@@ -212,16 +206,9 @@ pub(super) fn go_on(stopped: &user_regs_struct, waited: Duration, memory: &Memor
                 }
                 Limit::Socket(option, end) => with = With::Option(option, end),
             }
-            stopped.orig_rax
-        }),
-        _ => None,
-    };
-    if let Some(number) = restart {
-        registers.rax = number;
-        registers.rip -= INSTRUCTION_LEN;
+        }
+        _ => {}
     }
-    // What is to be restarted is; the kernel is not to do so once more.
-    registers.orig_rax = u64::MAX;
     GoOn { registers, with }
 }
 
@@ -285,22 +272,27 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_restarted() {
+    fn what_is_left_to_the_kernel() {
         let own = std::process::id();
         let memory = Memory::of(own, own).unwrap();
         let after = |stopped: &user_regs_struct| go_on(stopped, Duration::from_millis(300), &memory, 0x5000);
-        let read = after(&stopped_in(libc::SYS_read, ERESTARTSYS)).registers;
-        assert_eq!((read.rax, read.rip, read.orig_rax), (libc::SYS_read as u64, 0x1000, u64::MAX));
-        let sleep = after(&stopped_in(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK)).registers;
-        assert_eq!((sleep.rax, sleep.rip), (libc::SYS_restart_syscall as u64, 0x1000));
-        // Over, whether well or not.
-        for result in [0, 17, EINTR, -(libc::EBADF as i64)] {
-            let over = after(&stopped_in(libc::SYS_getppid, result)).registers;
-            assert_eq!((over.rax.cast_signed(), over.rip, over.orig_rax), (result, 0x1002, u64::MAX));
+        let is_same =
+            |a: &user_regs_struct, b: &user_regs_struct| (a.rax, a.rip, a.orig_rax) == (b.rax, b.rip, b.orig_rax);
+        // ERESTARTSYS, ERESTART_RESTARTBLOCK, and what is over, whether well or not.
+        let codes = [-512, -516, 0, 17, -(libc::EBADF as i64)];
+        for stopped in codes.map(|code| stopped_in(libc::SYS_read, code)) {
+            assert!(is_same(&after(&stopped).registers, &stopped));
         }
+        let stopped = stopped_in(libc::SYS_getppid, EINTR);
+        assert!(is_same(&after(&stopped).registers, &stopped));
+        let waits = after(&stopped_in(libc::SYS_semop, EINTR)).registers;
+        assert_eq!(
+            (waits.rax.cast_signed(), waits.rip, waits.orig_rax),
+            (ERESTARTNOHAND, 0x1002, libc::SYS_semop as u64)
+        );
         // Not in a call.
-        let runs = user_regs_struct { orig_rax: u64::MAX, ..stopped_in(0, 5) };
-        assert_eq!(after(&runs).registers.rax, 5);
+        let runs = user_regs_struct { orig_rax: u64::MAX, ..stopped_in(0, EINTR) };
+        assert_eq!(after(&runs).registers.rax.cast_signed(), EINTR);
     }
 
     #[test]

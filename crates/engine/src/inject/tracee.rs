@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use libc::{c_int, c_long, c_void, user_regs_struct};
 use socktrace_event::proc_text;
 
-use super::call::{Call, GoOn, INSTRUCTION_LEN, With, go_on, shorten};
+use super::call::{Call, ERESTARTNOHAND, GoOn, With, go_on, shorten};
 use super::memory::{Mapping, Memory};
 use super::objects::u64_at;
 
@@ -89,6 +89,8 @@ pub(super) struct Stopped {
     gate: u64,
     /// A SIGSTOP came, which is not to be lost.
     is_to_stop: bool,
+    /// Whether it is stopped where the kernel looks at signals, and restarts calls.
+    is_at_signals: bool,
 }
 
 impl Stopped {
@@ -136,16 +138,17 @@ impl Stopped {
 
     fn try_interrupt(pid: u32, tid: u32, mappings: &[Mapping]) -> Result<Self, Refused> {
         request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(failed("PTRACE_INTERRUPT"))?;
-        loop {
+        let is_at_signals = loop {
             match wait(tid, MAX_STOP)? {
+                Stop::Event => break true,
                 // A call of one that is watched ends first.
-                Stop::Event | Stop::Call => break,
+                Stop::Call => break false,
                 // Its own; what we have asked for comes behind it.
                 Stop::Signal(signal) => {
                     request(libc::PTRACE_CONT, tid, 0, signal as usize).map_err(failed("PTRACE_CONT"))?;
                 }
             }
-        }
+        };
         let mut thread = Self {
             pid,
             tid,
@@ -157,6 +160,7 @@ impl Stopped {
             held: Instant::now(),
             gate: 0,
             is_to_stop: false,
+            is_at_signals,
         };
         thread.registers = thread.registers_now()?;
         if thread.registers.cs != USER_CS {
@@ -215,8 +219,27 @@ impl Stopped {
         }
     }
 
+    /// Brings it to where the kernel looks at signals, without having it run.
+    fn go_to_signals(&mut self) -> Result<(), Refused> {
+        if self.is_at_signals {
+            return Ok(());
+        }
+        self.block(u64::MAX)?;
+        request(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(failed("PTRACE_INTERRUPT"))?;
+        loop {
+            request(libc::PTRACE_CONT, self.tid, 0, 0).map_err(failed("PTRACE_CONT"))?;
+            match wait(self.tid, MAX_STOP)? {
+                Stop::Event => return Ok(()),
+                Stop::Call => {}
+                Stop::Signal(libc::SIGSTOP) => self.is_to_stop = true,
+                Stop::Signal(signal) => return Err(Refused::Fault(signal)),
+            }
+        }
+    }
+
     /// Has it make a system call: what that returns.
     pub fn system_call(&mut self, number: c_long, arguments: [u64; 6]) -> Result<i64, Refused> {
+        self.is_at_signals = false;
         self.block(u64::MAX)?;
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         let rax = number as u64;
@@ -250,6 +273,7 @@ impl Stopped {
         door: u64,
         is_back: impl Fn(u64) -> bool,
     ) -> Result<u64, Refused> {
+        self.is_at_signals = false;
         self.block(u64::MAX)?;
         // As behind a call: the stack's end is a multiple of 16 below the return address.
         let rsp = stack_end - 2 * WORD as u64 - WORD as u64;
@@ -272,6 +296,7 @@ impl Stopped {
                 Stop::Signal(libc::SIGSTOP) => {
                     let registers = self.registers_now()?;
                     if is_back(registers.rip) {
+                        self.is_at_signals = true;
                         return Ok(registers.rbx);
                     }
                     self.is_to_stop = true;
@@ -303,9 +328,10 @@ impl Stopped {
                 watched = limit.map(|limit| Watched { thread: self.tid, since: self.since, limit, end });
             }
         }
-        if registers.rip == self.registers.rip {
+        if Call::of(&registers).is_none() {
             self.leave_sequence(memory, &mut registers);
         }
+        self.go_to_signals()?;
         let mut vector = libc::iovec { iov_base: self.extended.as_mut_ptr().cast(), iov_len: self.extended.len() };
         let at = (&raw mut vector) as usize;
         request(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE as usize, at).map_err(failed("PTRACE_SETREGSET"))?;
@@ -414,8 +440,10 @@ impl Watched {
         if registers.rax.cast_signed() != -i64::from(libc::EINTR) || has_signal_to_handle(self.thread) {
             return Ok(false);
         }
-        let (rax, rip) = (registers.orig_rax, registers.rip - INSTRUCTION_LEN);
-        set_registers_of(self.thread, &user_regs_struct { rax, rip, orig_rax: u64::MAX, ..registers })?;
+        // So that the kernel looks at signals in any case, and restarts it there.
+        request(libc::PTRACE_INTERRUPT, self.thread, 0, 0).map_err(failed("PTRACE_INTERRUPT"))?;
+        let rax = ERESTARTNOHAND.cast_unsigned();
+        set_registers_of(self.thread, &user_regs_struct { rax, ..registers })?;
         Ok(true)
     }
 
